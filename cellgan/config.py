@@ -1,0 +1,445 @@
+"""What a parameter file says, checked before anything is touched.
+
+`load_parameters` reads a ``parameters.json`` into frozen dataclasses. Every key is
+known here, or it is an error that names the nearest one; types, ranges and consistency
+are checked before any folder is made. Keys keep the spelling of the original scGAN
+files, which load unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from cellgan.errors import ConfigError, did_you_mean
+from cellgan.model_configs import MODEL_TYPES, STRICT, GanConfig
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_DATASETS = ("pbmc68k_reduced",)
+SCALE_PATTERN = re.compile(r"normalize_per_cell_LS_([1-9][0-9]*)")
+
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Moment = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClusteringParameters:
+    """Where the label comes from: a clustering, or an obs column."""
+
+    res: PositiveFloat | None = 0.15
+    """Resolution; null takes the labels of the obs column `key`."""
+    key: str | None = None
+    """obs column that holds the labels, ``"cluster"`` when `res` is null."""
+    method: Literal["louvain", "leiden"] = "louvain"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_alone_means_no_clustering(cls, values: Any) -> Any:
+        given = dict(values if isinstance(values, dict) else values.kwargs or {})
+        if given.get("key") is not None:
+            given.setdefault("res", None)
+        return given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ClusteringParameters:
+        if self.res is not None and self.key is not None:
+            msg = (
+                f'res is {self.res} and key is "{self.key}": set res to null to use '
+                f"the labels of that obs column, or key to null to cluster"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name of the covariate that models are conditioned on."""
+        return self.key or "cluster"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FilteringParameters:
+    """Least expression of cells and genes that are kept; cells are filtered first."""
+
+    min_cells: NonNegative = 3
+    min_genes: NonNegative = 10
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitParameters:
+    """How cells are divided into train, valid and test."""
+
+    balanced_split: bool = True
+    """Draw the same share of every label; otherwise draw from all cells at once."""
+    split_seed: int | Literal["default"] = "default"
+    test_cells: NonNegative = 0
+    valid_cells: NonNegative = 2000
+    by: str | None = None
+    """obs column whose whole categories are held out, for example a donor. The
+    categories of `test_values` and `valid_values` go there entirely, and the numbers
+    `test_cells` and `valid_cells` are drawn from the rest."""
+    test_values: tuple[str, ...] = ()
+    valid_values: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _values_need_a_column(self) -> SplitParameters:
+        held_out = (*self.test_values, *self.valid_values)
+        if self.by is None and held_out:
+            msg = 'test_values and valid_values need "by", the obs column they are of'
+            raise ValueError(msg)
+        if self.by is not None and not held_out:
+            msg = f'by is "{self.by}" but test_values and valid_values are empty'
+            raise ValueError(msg)
+        twice = sorted(set(self.test_values) & set(self.valid_values))
+        if twice:
+            msg = f'"{twice[0]}" is in both test_values and valid_values'
+            raise ValueError(msg)
+        return self
+
+    @property
+    def seed(self) -> int:
+        """`split_seed` as a number; ``"default"`` is 0."""
+        return 0 if self.split_seed == "default" else self.split_seed
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InputParameters:
+    """The raw file and how it is processed; frozen at ``--process``."""
+
+    raw_input: Annotated[str, Field(min_length=1)]
+    """Path of the raw file or folder, or ``"builtin:pbmc68k_reduced"``."""
+    counts: bool = True
+    """Whether values must be non-negative integers. With false, non-negative values
+    that are not integers (for example ambient-corrected counts) are accepted."""
+    layer: str = "auto"
+    """Where counts are: ``"X"``, ``"raw"``, the name of a layer, or ``"auto"``: the
+    first of X, raw and the layer ``"counts"`` that holds counts."""
+    clustering: ClusteringParameters = ClusteringParameters()
+    filtering: FilteringParameters = FilteringParameters()
+    scale: str = "normalize_per_cell_LS_20000"
+    split: SplitParameters = SplitParameters()
+    record_values: Literal["counts", "normalized"] = "counts"
+    """What the records hold; ``"normalized"`` is the form of the original scGAN."""
+
+    @model_validator(mode="after")
+    def _check(self) -> InputParameters:
+        if not SCALE_PATTERN.fullmatch(self.scale):
+            msg = (
+                f'scale is "{self.scale}", expected "normalize_per_cell_LS_" and a '
+                f"positive integer, for example normalize_per_cell_LS_20000"
+            )
+            raise ValueError(msg)
+        name = self.raw_input.removeprefix(BUILTIN_PREFIX)
+        if name != self.raw_input and name not in BUILTIN_DATASETS:
+            known = ", ".join(BUILTIN_PREFIX + known for known in BUILTIN_DATASETS)
+            msg = f'raw_input is "{self.raw_input}"; embedded data sets are: {known}'
+            raise ValueError(msg)
+        return self
+
+    @property
+    def target_library_size(self) -> int:
+        """The integer at the end of `scale`."""
+        return int(self.scale.rsplit("_", 1)[1])
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LearningRateParameters:
+    """Exponential decay from `alpha_0` to `alpha_final` over ``max_steps``."""
+
+    decay: bool = True
+    alpha_0: PositiveFloat = 1e-4
+    alpha_final: PositiveFloat = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerParameters:
+    """Optimiser of both networks."""
+
+    algorithm: Literal["AMSGrad", "Adam"] = "AMSGrad"
+    beta1: Moment = 0.5
+    beta2: Moment = 0.9
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingParameters:
+    """How the model is trained; frozen at the first ``--train``.
+
+    A frequency is in steps; 0 or less switches its action off.
+    """
+
+    max_steps: Positive = 1_000_000
+    learning_rate: LearningRateParameters = LearningRateParameters()
+    optimizer: OptimizerParameters = OptimizerParameters()
+    batch_size: Positive = 128
+    critic_iters: Positive = 5
+    """Critic updates before the one that goes with each generator update."""
+    checkpoint: str | None = None
+    """Folder to start from (``<experiment>/job``) when this experiment has no
+    checkpoint of its own."""
+    progress_freq: int = 10
+    validation_freq: int = 1000
+    save_freq: int = 1000
+    summary_freq: int = 50
+    seed: int = 0
+    """Root seed of weights, noise and the order of cells."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the networks; weights and losses stay float32."""
+    jit: bool | Literal["auto"] = "auto"
+    """Compile with XLA; ``"auto"`` does on a GPU and not on a CPU."""
+    steps_per_call: Positive = 10
+    """Most steps run by one call of the compiled step; no effect on results."""
+    data_source: Literal["auto", "memory", "disk"] = "auto"
+    """Where batches are drawn from; ``"auto"`` takes memory when the cells fit."""
+    distribution: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
+    """``"mirrored"`` trains one experiment on all GPUs of ``exp_param.GPU``;
+    ``"multi_worker"`` on all tasks of ``TF_CONFIG`` or SLURM, which ``"auto"`` does
+    when there are several."""
+    embedding: Literal["tsne", "umap"] = "tsne"
+    """The map of real and generated cells drawn at ``validation_freq``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GenerationParameters:
+    """What ``--generate`` makes when the command line does not say."""
+
+    cells_no: Literal["like-data"] | tuple[NonNegative, ...] | dict[str, NonNegative] = (
+        "like-data"
+    )
+    """One number per label, numbers by label, or ``"like-data"``: as many cells of
+    each label as were trained on."""
+    seed: int = 0
+    counts: bool = False
+    """Turn library-size-normalised cells into integer counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentParameters:
+    """One entry of ``experiments``."""
+
+    input_ds: InputParameters
+    training: TrainingParameters
+    model: GanConfig
+    generation: GenerationParameters
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExpParam:
+    """Settings shared by all experiments of a file."""
+
+    experiments_dir: Annotated[str, Field(min_length=1)]
+    GPU: tuple[NonNegative, ...] = (0,)
+    """GPU ids; experiments run in parallel, one per id. Empty means the CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """A whole parameter file."""
+
+    exp_param: ExpParam
+    experiments: Mapping[str, ExperimentParameters]
+
+
+def load_parameters(path: str | Path) -> Parameters:
+    """Read and check a parameter file.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not JSON, or holds an unknown key or a wrong
+        value. Several problems are listed in one message.
+    """
+    path = Path(path)
+    document = read_json(path)
+    check_keys(document, ("exp_param", "experiments"), path.name, required=True)
+    exp_param = _parse(ExpParam, document["exp_param"], f"{path.name}: exp_param")
+    entries = document["experiments"]
+    where = f"{path.name}: experiments"
+    if not isinstance(entries, dict) or not entries:
+        msg = f"{where}: expected an object with one entry per experiment."
+        raise ConfigError(msg)
+    experiments = {}
+    for name, block in entries.items():
+        if not re.fullmatch(r"[\w][\w .+-]*", name):
+            msg = (
+                f'{where}: "{name}" cannot be a folder name. Use letters, digits, '
+                f'"_", "-", "." and spaces.'
+            )
+            raise ConfigError(msg)
+        experiments[name] = parse_experiment(block, f"{where}.{name}")
+    return Parameters(exp_param=exp_param, experiments=experiments)
+
+
+def parse_experiment(block: Any, where: str) -> ExperimentParameters:
+    """Check one experiment's blocks; `where` names them in messages."""
+    names = [field.name for field in dataclasses.fields(ExperimentParameters)]
+    check_keys(block, (*names, "preprocessed"), where, required=("input_ds",))
+    model_block = block.get("model", {})
+    if not isinstance(model_block, dict):
+        msg = f"{where}.model: expected an object, found {json.dumps(model_block)}."
+        raise ConfigError(msg)
+    model_type = model_block.get("type", "cscGAN")
+    if model_type not in MODEL_TYPES:
+        msg = (
+            f"{where}.model: type is {json.dumps(model_type)}."
+            f"{did_you_mean(str(model_type), MODEL_TYPES)}\n"
+            f"    Model types: {', '.join(MODEL_TYPES)}."
+        )
+        raise ConfigError(msg)
+    experiment = ExperimentParameters(
+        input_ds=_parse(InputParameters, block["input_ds"], f"{where}.input_ds"),
+        training=_parse(
+            TrainingParameters, block.get("training", {}), f"{where}.training"
+        ),
+        model=_parse(MODEL_TYPES[model_type][0], model_block, f"{where}.model"),
+        generation=_parse(
+            GenerationParameters, block.get("generation", {}), f"{where}.generation"
+        ),
+    )
+    return _resolve_library_size(experiment, where)
+
+
+def as_json(parameters: Any) -> Any:
+    """Return a parameter record, defaults included, as plain JSON values."""
+    return json.loads(TypeAdapter(type(parameters)).dump_json(parameters))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a key given twice, or text that is not JSON, is an error."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        msg = f"{path}: no such file. Give the parameter file with --param PATH."
+        raise ConfigError(msg) from None
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: cannot be read: {error}."
+        raise ConfigError(msg) from None
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        msg = (
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: "
+            f"{error.msg}."
+        )
+        raise ConfigError(msg) from None
+    except ConfigError as error:
+        msg = f"{path}: {error}"
+        raise ConfigError(msg) from None
+
+
+def check_keys(
+    block: Any,
+    known: Sequence[str],
+    where: str,
+    *,
+    required: bool | Sequence[str] = (),
+) -> None:
+    """Refuse a block that is no object, has unknown keys or lacks required ones."""
+    if not isinstance(block, dict):
+        msg = f"{where}: expected an object, found {json.dumps(block)[:60]}."
+        raise ConfigError(msg)
+    for key in block:
+        if key not in known:
+            raise ConfigError(_unknown_key(where, key, known))
+    needed = known if required is True else (required or ())
+    for key in needed:
+        if key not in block:
+            msg = f'{where}: "{key}" is missing.'
+            raise ConfigError(msg)
+
+
+def _resolve_library_size(
+    experiment: ExperimentParameters, where: str
+) -> ExperimentParameters:
+    """Give ``output_LSN`` its number, and refuse one that disagrees with ``scale``."""
+    scale = experiment.input_ds.target_library_size
+    output = experiment.model.output_LSN
+    if output == "scale":
+        model = dataclasses.replace(experiment.model, output_LSN=scale)
+        return dataclasses.replace(experiment, model=model)
+    if output is not None and output != scale:
+        msg = (
+            f"{where}.model: output_LSN is {output} but input_ds.scale is "
+            f'"{experiment.input_ds.scale}"; the critic would tell the two apart by '
+            f"their totals.\n    Set output_LSN to {scale}, or leave it out."
+        )
+        raise ConfigError(msg)
+    return experiment
+
+
+def _parse(record: type, block: Any, where: str) -> Any:
+    if not isinstance(block, dict):
+        msg = f"{where}: expected an object, found {json.dumps(block)[:60]}."
+        raise ConfigError(msg)
+    try:
+        return TypeAdapter(record).validate_json(json.dumps(block))
+    except ValidationError as error:
+        problems = _describe(error, record, where)
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _describe(error: ValidationError, record: type, where: str) -> list[str]:
+    """One line per key: where, what was found, what is expected."""
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False):
+        keys, owner = _locate(problem["loc"], record)
+        place = ".".join([where, *keys])
+        if problem["type"] == "unexpected_keyword_argument":
+            known = [field.name for field in dataclasses.fields(owner)]
+            parent = ".".join([where, *keys[:-1]])
+            lines[place] = [_unknown_key(parent, keys[-1], known)]
+        elif problem["type"] == "missing":
+            lines[place] = [f'{".".join([where, *keys[:-1]])}: "{keys[-1]}" is missing.']
+        elif problem["type"] == "value_error":
+            lines[place] = [f"{place}: {problem['ctx']['error']}."]
+        else:
+            expected = problem["msg"].removeprefix("Input should be ")
+            lines.setdefault(
+                place, [f"{place}: {json.dumps(problem['input'])[:60]} found, expected"]
+            ).append(expected)
+    return [
+        entry[0] if len(entry) == 1 else f"{entry[0]} {' or '.join(entry[1:])}."
+        for entry in lines.values()
+    ]
+
+
+def _locate(location: Sequence[str | int], record: type) -> tuple[list[str], Any]:
+    """Split pydantic's location into our keys and the record that owns the last.
+
+    Locations go on with the names of union members, which are no keys of the file.
+    """
+    keys: list[str] = []
+    owner: Any = record
+    current: Any = record
+    for part in location:
+        if dataclasses.is_dataclass(current):
+            owner = current
+            keys.append(str(part))
+            fields = {field.name: field for field in dataclasses.fields(current)}
+            default = fields[str(part)].default if part in fields else None
+            current = type(default) if dataclasses.is_dataclass(default) else None
+    return keys, owner
+
+
+def _unknown_key(where: str, key: str, known: Sequence[str]) -> str:
+    return (
+        f'{where}: unknown key "{key}".{did_you_mean(key, known)}\n'
+        f"    Keys allowed here: {', '.join(sorted(known))}."
+    )
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    block: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in block:
+            msg = f'the key "{key}" is given twice in one object.'
+            raise ConfigError(msg)
+        block[key] = value
+    return block
