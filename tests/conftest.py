@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Folder of the stored outputs of the reference implementations."""
+    default = Path(__file__).parent / "reference"
+    return Path(os.environ.get("CELLGAN_REFERENCE_DIR", default))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real count matrices; tests that need it are marked realdata."""
+    folder = os.environ.get("CELLGAN_DATA_DIR")
+    if folder is None:
+        pytest.skip("CELLGAN_DATA_DIR is not set: no real count matrices here")
+    return Path(folder)
