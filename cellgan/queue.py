@@ -1,0 +1,93 @@
+"""Several experiments of one file: a queue over the listed GPUs.
+
+Every experiment runs in a fresh process that sees one GPU (or none), so a GPU is never
+shared and a failing experiment cannot harm another. Pure: neither TensorFlow nor
+AnnData is loaded here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+IN_QUEUE = "CELLGAN_QUEUE"
+"""Environment variable that tells a process its GPU has been chosen already."""
+
+
+def run_queue(
+    commands: dict[str, Sequence[str]], gpus: Sequence[str]
+) -> dict[str, int]:
+    """Run one command line per experiment, as many at a time as there are GPU groups.
+
+    Parameters
+    ----------
+    commands
+        Arguments of ``python -m cellgan.cli`` by experiment name, in order.
+    gpus
+        What to write into ``CUDA_VISIBLE_DEVICES`` of each parallel process:
+        ``("0", "1")`` runs two at a time, ``("-1",)`` one at a time on the CPU.
+
+    Returns
+    -------
+    Exit code by experiment name. The output of each is passed on line by line, behind
+    the experiment's name.
+    """
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for gpu in gpus:
+        free.put(gpu)
+    running: list[subprocess.Popen[str]] = []
+    lock = threading.Lock()
+
+    def run(name: str) -> int:
+        gpu = free.get()
+        try:
+            with lock:
+                process = _start(commands[name], gpu)
+                running.append(process)
+            for line in process.stdout or ():
+                log.info("[%s] %s", name, line.rstrip())
+            return process.wait()
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(max_workers=len(gpus)) as pool:
+        futures = {name: pool.submit(run, name) for name in commands}
+        try:
+            codes = {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with lock:
+                for process in running:
+                    process.terminate()
+            raise
+    return codes
+
+
+def _start(arguments: Sequence[str], gpu: str) -> subprocess.Popen[str]:
+    package_root = str(Path(__file__).parents[1])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [package_root, os.environ.get("PYTHONPATH")])
+        ),
+        "CUDA_VISIBLE_DEVICES": gpu,
+        IN_QUEUE: "1",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",  # bars of several processes would overwrite each other
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "cellgan.cli", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -1,0 +1,235 @@
+"""The command line: every flag, pairs of flags, exit codes, what is not imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellgan import commands
+from cellgan.cli import main
+from cellgan.experiment import Experiment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def parameter_file(tmp_path: Path) -> Path:
+    path = tmp_path / "parameters.json"
+    block = {
+        "input_ds": {
+            "raw_input": "builtin:pbmc68k_reduced",
+            "split": {"valid_cells": 70},
+        }
+    }
+    document = {
+        "exp_param": {"experiments_dir": str(tmp_path / "experiments"), "GPU": []},
+        "experiments": {"one": block, "two": block},
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]]]:
+    """Record the commands that the command line runs, in order."""
+    calls: list[tuple[str, str, dict[str, Any]]] = []
+
+    def recorder(verb: str) -> Any:
+        def record(experiment: Experiment, *positional: Any, **options: Any) -> None:
+            if positional:
+                options["positional"] = positional
+            calls.append((verb, experiment.name, options))
+
+        return record
+
+    for verb in ("process", "train", "generate", "evaluate", "augment", "estimate"):
+        monkeypatch.setattr(commands, verb, recorder(verb), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    return calls
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_actions_run_in_order_whatever_the_order_of_flags(
+    parameter_file: Path, called: list[Any]
+) -> None:
+    code = run(
+        *("--evaluate", "--train", "--generate", "--process"),
+        *("--param", parameter_file, "--experiment", "two"),
+    )
+
+    assert code == 0
+    assert [(verb, name) for verb, name, _ in called] == [
+        ("process", "two"),
+        ("train", "two"),
+        ("generate", "two"),
+        ("evaluate", "two"),
+    ]
+
+
+def test_generation_options_reach_the_command(
+    parameter_file: Path, called: list[Any], tmp_path: Path
+) -> None:
+    run(
+        *("--param", parameter_file, "--experiment", "one", "--generate"),
+        *("--cells_no", 10, 0, 5, "--seed", 3, "--counts"),
+        *("--save_path", tmp_path / "cells.zarr"),
+    )
+
+    assert called[0][2] == {
+        "cells_no": ["10", "0", "5"],
+        "seed": 3,
+        "counts": True,
+        "save_path": tmp_path / "cells.zarr",
+    }
+
+
+def test_model_path_needs_no_parameter_file(
+    parameter_file: Path, called: list[Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    block = json.loads(parameter_file.read_text())["experiments"]["one"]
+    (folder / "parameters.json").write_text(json.dumps(block))
+
+    assert run("--generate", "--model_path", folder) == 0
+    assert (called[0][0], called[0][1]) == ("generate", "model")
+
+
+def test_augmentation_options_reach_the_command(
+    parameter_file: Path, called: list[Any]
+) -> None:
+    run(
+        *("--param", parameter_file, "--experiment", "one"),
+        *("--augment", "B cell", "--fractions", "0.05", "0.01", "--seeds", 2),
+    )
+
+    assert called[0][2] == {"positional": ("B cell", [0.05, 0.01]), "n_seeds": 2}
+
+
+def test_print_config_prints_defaults_too(
+    parameter_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run("--param", parameter_file, "--print-config")
+
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert document["two"]["training"]["critic_iters"] == 5
+    assert document["two"]["model"]["output_LSN"] == 20000
+
+
+WRONG = {
+    "nothing to do": ([], r"nothing to do"),
+    "no parameter file": (["--process"], r"--param is missing"),
+    "file that is not there": (["--param", "x.json", "--train"], r"x\.json: no such"),
+    "option of another action": (
+        ["--param", "{file}", "--train", "--counts"],
+        r"--counts goes with --generate",
+    ),
+    "unknown experiment": (
+        ["--param", "{file}", "--train", "--experiment", "tow"],
+        r'no experiment "tow"\. Did you mean "two"',
+    ),
+    "one file for two experiments": (
+        ["--param", "{file}", "--generate", "--save_path", "a.h5ad"],
+        r"choose\s+one with --experiment",
+    ),
+    "fractions without a label": (
+        ["--param", "{file}", "--fractions", "0.1", "--train"],
+        r"--augment LABEL and --fractions",
+    ),
+    "model folder for training": (
+        ["--model_path", "x", "--train"],
+        r"--model_path goes with --generate alone",
+    ),
+    "model folder that is not there": (
+        ["--model_path", "nowhere", "--generate"],
+        r"nowhere: not an experiment folder: no such folder",
+    ),
+    "overwriting nothing": (
+        ["--param", "{file}", "--train", "--overwrite"],
+        r"--overwrite goes with --process",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_option_is_one_clear_message(
+    parameter_file: Path,
+    called: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    code = run(*(text.format(file=parameter_file) for text in arguments))
+
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+    assert called == []
+    assert not (parameter_file.parent / "experiments").exists()
+
+
+def test_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("--trian")
+    assert "--trian" in capsys.readouterr().err
+
+
+def test_bug_keeps_its_traceback(
+    parameter_file: Path, called: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")  # noqa: EM101
+
+    monkeypatch.setattr(commands, "train", broken)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run("--param", parameter_file, "--experiment", "one", "--train")
+
+
+def test_several_experiments_run_in_processes_of_their_own(
+    parameter_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(parameter_file.read_text())
+    document["experiments"]["one"]["input_ds"]["raw_input"] = "missing.h5ad"
+    parameter_file.write_text(json.dumps(document))
+
+    code = run("--param", parameter_file, "--process")
+
+    output = capfd.readouterr().out
+    assert code == 2
+    assert "[one] error: " in output
+    assert "missing.h5ad" in output
+    assert "1 of 2 experiments succeeded; failed: one" in output
+    assert (parameter_file.parent / "experiments/two/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--param", "parameters.json", "--print-config"], ["--param", "x"]],
+)
+def test_quick_answers_import_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("tensorflow", "keras", "scanpy", "anndata", "sklearn", "matplotlib")
+    program = (
+        "import sys\nfrom cellgan.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "[]"

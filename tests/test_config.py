@@ -1,0 +1,262 @@
+"""The strict loader: originals load unchanged, everything wrong is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellgan.config import as_json, load_parameters, parse_experiment
+from cellgan.errors import ConfigError
+
+ORIGINAL = {
+    "exp_param": {"experiments_dir": "experiments", "GPU": [0]},
+    "experiments": {
+        "pbmc": {
+            "input_ds": {
+                "raw_input": "raw.h5ad",
+                "clustering": {"res": 0.15},
+                "filtering": {"min_cells": 3, "min_genes": 10},
+                "scale": "normalize_per_cell_LS_20000",
+                "split": {
+                    "balanced_split": True,
+                    "split_seed": "default",
+                    "test_cells": 0,
+                    "valid_cells": 2000,
+                },
+            },
+            "training": {
+                "max_steps": 1000000,
+                "learning_rate": {"decay": True, "alpha_0": 1e-4, "alpha_final": 1e-5},
+                "optimizer": {"algorithm": "AMSGrad", "beta1": 0.5, "beta2": 0.9},
+                "batch_size": 128,
+                "critic_iters": 5,
+                "checkpoint": None,
+                "progress_freq": 10,
+                "validation_freq": 1000,
+                "save_freq": 1000,
+                "summary_freq": 50,
+            },
+            "model": {
+                "type": "cscGAN",
+                "latent_dim": 128,
+                "output_LSN": 20000,
+                "critic_layers": [1024, 512, 256],
+                "gen_layers": [256, 512, 1024],
+                "critic_cond_type": "proj",
+                "gen_cond_type": "batchnorm",
+                "lambd": 10,
+            },
+        }
+    },
+}
+"""The template of the original scGAN, key for key."""
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def write(folder: Path, document: Any) -> Path:
+    path = folder / "parameters.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def edited(folder: Path, edit: Edit) -> Path:
+    document = copy.deepcopy(ORIGINAL)
+    edit(document["experiments"]["pbmc"])
+    return write(folder, document)
+
+
+def without_our_keys(block: Any, original: Any) -> Any:
+    return (
+        {key: without_our_keys(block[key], original[key]) for key in original}
+        if isinstance(original, dict)
+        else block
+    )
+
+
+def test_original_file_is_honoured_key_for_key(tmp_path: Path) -> None:
+    parameters = load_parameters(write(tmp_path, ORIGINAL))
+
+    resolved = as_json(parameters.experiments["pbmc"])
+    expected = ORIGINAL["experiments"]["pbmc"]  # type: ignore[index]
+    assert without_our_keys(resolved, expected) == expected
+    assert parameters.exp_param.GPU == (0,)
+
+
+def test_scgan_accepts_the_conditioning_keys_of_the_original(tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda e: e["model"].update(type="scGAN"))
+
+    assert load_parameters(path).experiments["pbmc"].model.type == "scGAN"
+
+
+def test_resolved_parameters_load_to_themselves(tmp_path: Path) -> None:
+    experiment = load_parameters(write(tmp_path, ORIGINAL)).experiments["pbmc"]
+
+    assert parse_experiment(as_json(experiment), "again") == experiment
+
+
+def test_output_lsn_follows_scale_when_left_out(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        lambda e: (
+            e["model"].pop("output_LSN"),
+            e["input_ds"].update(scale="normalize_per_cell_LS_1000"),
+        ),
+    )
+
+    assert load_parameters(path).experiments["pbmc"].model.output_LSN == 1000
+
+
+def test_output_lsn_null_leaves_the_output_unscaled(tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda e: e["model"].update(output_LSN=None))
+
+    assert load_parameters(path).experiments["pbmc"].model.output_LSN is None
+
+
+def test_label_is_the_column_when_key_is_given_without_res(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path, lambda e: e["input_ds"].update(clustering={"key": "cell_type"})
+    )
+
+    clustering = load_parameters(path).experiments["pbmc"].input_ds.clustering
+    assert (clustering.res, clustering.label) == (None, "cell_type")
+
+
+WRONG = {
+    "misspelt key": (
+        lambda e: e["training"].update(critic_iter=5),
+        r'pbmc\.training: unknown key "critic_iter"\. Did you mean "critic_iters"\?'
+        r"(.|\n)*Keys allowed here: batch_size, checkpoint, critic_iters",
+    ),
+    "misspelt key in a nested block": (
+        lambda e: e["training"]["learning_rate"].update(alpha0=1e-3),
+        r'training\.learning_rate: unknown key "alpha0"\. Did you mean "alpha_0"',
+    ),
+    "unknown block": (
+        lambda e: e.update(trainin={}),
+        r'pbmc: unknown key "trainin"\. Did you mean "training"',
+    ),
+    "text for a number": (
+        lambda e: e["training"].update(max_steps="many"),
+        r'training\.max_steps: "many" found, expected a valid integer',
+    ),
+    "fraction for an integer": (
+        lambda e: e["training"].update(batch_size=12.5),
+        r"training\.batch_size: 12\.5 found, expected a valid integer",
+    ),
+    "truth value for a number": (
+        lambda e: e["training"].update(critic_iters=True),
+        r"training\.critic_iters: true found, expected a valid integer",
+    ),
+    "out of range": (
+        lambda e: e["training"].update(batch_size=0),
+        r"training\.batch_size: 0 found, expected greater than or equal to 1",
+    ),
+    "not a number": (
+        lambda e: e["model"].update(lambd=float("nan")),
+        r"model\.lambd: NaN found, expected",
+    ),
+    "empty layers": (
+        lambda e: e["model"].update(gen_layers=[]),
+        r"model\.gen_layers: \[\] found",
+    ),
+    "unknown optimiser": (
+        lambda e: e["training"]["optimizer"].update(algorithm="SGD"),
+        r'optimizer\.algorithm: "SGD" found, expected .AMSGrad. or .Adam.',
+    ),
+    "unknown model type": (
+        lambda e: e["model"].update(type="cscgan"),
+        r'model: type is "cscgan"\. Did you mean "cscGAN"',
+    ),
+    "unknown normalisation": (
+        lambda e: e["model"].update(gen_cond_type="batch"),
+        r'model\.gen_cond_type: "batch" found, expected .batchnorm.',
+    ),
+    "scale of another form": (
+        lambda e: e["input_ds"].update(scale="log"),
+        r'input_ds: scale is "log", expected "normalize_per_cell_LS_"',
+    ),
+    "scale and output disagree": (
+        lambda e: e["model"].update(output_LSN=10000),
+        r"model: output_LSN is 10000 but input_ds\.scale is",
+    ),
+    "unknown embedded data": (
+        lambda e: e["input_ds"].update(raw_input="builtin:pbmc"),
+        r"embedded data sets are: builtin:pbmc68k_reduced",
+    ),
+    "two sources of labels": (
+        lambda e: e["input_ds"]["clustering"].update(key="cell_type"),
+        r'res is 0\.15 and key is "cell_type": set res to null',
+    ),
+    "held-out values without a column": (
+        lambda e: e["input_ds"]["split"].update(test_values=["donor 1"]),
+        r'need "by", the obs column',
+    ),
+    "a value held out twice": (
+        lambda e: e["input_ds"]["split"].update(
+            by="donor", test_values=["1"], valid_values=["1"]
+        ),
+        r'"1" is in both',
+    ),
+    "missing input": (
+        lambda e: e["input_ds"].pop("raw_input"),
+        r'input_ds: "raw_input" is missing',
+    ),
+    "block of another type": (
+        lambda e: e.update(model=[]),
+        r"pbmc\.model: expected an object, found \[\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_value_is_named(tmp_path: Path, edit: Edit, message: str) -> None:
+    path = edited(tmp_path, edit)
+
+    with pytest.raises(ConfigError, match=message):
+        load_parameters(path)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path, lambda e: e["training"].update(batch_size=0, critic_iter=5)
+    )
+
+    with pytest.raises(ConfigError, match=r"(?s)batch_size: 0.*critic_iter"):
+        load_parameters(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"exp_param": ', r"not valid JSON at line 1, column \d+"),
+        ('{"a": 1, "a": 2}', r'the key "a" is given twice'),
+        ("[]", r"expected an object, found \[\]"),
+        ('{"exp_param": {}}', r'"experiments" is missing'),
+        (
+            '{"exp_param": {"experiments_dir": "x"}, "experiments": {}}',
+            r"experiments: expected an object with one entry per experiment",
+        ),
+        (
+            '{"exp_param": {"experiments_dir": "x"}, "experiments": {"a/b": {}}}',
+            r'"a/b" cannot be a folder name',
+        ),
+        ('{"exp_param": {"GPU": [-1]}, "experiments": {"a": {}}}', r"exp_param"),
+    ],
+)
+def test_wrong_document_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "parameters.json"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=message):
+        load_parameters(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
+        load_parameters(tmp_path / "nowhere.json")
