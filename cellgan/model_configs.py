@@ -41,6 +41,11 @@ class GanConfig:
     lambd: Annotated[float, Field(ge=0)] = 10.0
     """Weight of the gradient penalty."""
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether cells of a chosen label can be asked for."""
+        return self.type == "cscGAN"
+
 
 MODEL_TYPES = {
     "scGAN": (GanConfig, "cellgan.models.gan:Gan"),
