@@ -1,0 +1,156 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellgan.errors import TrainingError
+from cellgan.seeds import derive_seed
+from cellgan.training import Schedule, replica_seed
+from tests.linear_stage import LinearStage, train
+
+QUIET = Schedule(
+    max_steps=23, progress_freq=0, validation_freq=0, summary_freq=0, save_freq=10
+)
+frequencies = st.integers(min_value=-1, max_value=12)
+
+
+def assert_equal(these, those):
+    for this, that in zip(these, those, strict=True):
+        np.testing.assert_array_equal(this, that)
+
+
+def test_schedule_has_an_action_due_at_its_frequency_and_after_the_last_step():
+    schedule = Schedule(25, 10, 0, -1, 8)
+    due = {step: set(schedule.due(step)) for step in range(1, 26) if schedule.due(step)}
+    assert due == {
+        8: {"save"},
+        10: {"progress"},
+        16: {"save"},
+        20: {"progress"},
+        24: {"save"},
+        25: {"progress", "save"},
+    }
+
+
+@given(
+    st.tuples(frequencies, frequencies, frequencies, frequencies), st.integers(1, 40)
+)
+def test_next_due_is_the_first_later_step_with_an_action_or_the_last(freqs, max_steps):
+    schedule = Schedule(max_steps, *freqs)
+    for step in range(max_steps):
+        later = range(step + 1, max_steps + 1)
+        expected = next((s for s in later if schedule.due(s)), max_steps)
+        assert schedule.next_due(step) == expected
+
+
+@pytest.mark.parametrize("steps_per_call", [3, 10])
+def test_weights_do_not_depend_on_steps_per_call(tmp_path, steps_per_call):
+    one, several = LinearStage(), LinearStage()
+    train(tmp_path / "one", one, dataclasses.replace(QUIET, steps_per_call=1))
+    schedule = dataclasses.replace(QUIET, steps_per_call=steps_per_call)
+    train(tmp_path / "several", several, schedule)
+    assert_equal(several.weights(), one.weights())
+
+
+def test_weights_do_not_depend_on_summaries(tmp_path):
+    quiet, talking = LinearStage(), LinearStage()
+    train(tmp_path / "quiet", quiet, QUIET)
+    train(tmp_path / "talking", talking, dataclasses.replace(QUIET, summary_freq=1))
+    assert_equal(talking.weights(), quiet.weights())
+
+
+def test_every_function_is_traced_once_whatever_the_number_of_steps(tmp_path):
+    stage = LinearStage()
+    schedule = Schedule(41, 3, 0, 5, 7, steps_per_call=4)
+    train(tmp_path, stage, schedule)
+    assert stage.traces == {"first_step": 1, "train_step": 1, "diagnostics": 1}
+
+
+def test_step_0_alone_is_the_first_step(tmp_path):
+    stage = LinearStage()
+    train(tmp_path, stage, dataclasses.replace(QUIET, max_steps=1))
+    assert stage.traces == {"first_step": 1, "train_step": 0, "diagnostics": 0}
+
+
+def test_a_resumed_run_does_not_do_the_first_step_again(tmp_path):
+    train(tmp_path, LinearStage(), dataclasses.replace(QUIET, max_steps=5))
+    stage = LinearStage()
+    train(tmp_path, stage, dataclasses.replace(QUIET, max_steps=8))
+    assert stage.traces == {"first_step": 0, "train_step": 1, "diagnostics": 0}
+
+
+def test_a_finished_stage_is_skipped_with_a_line_in_the_log(tmp_path, caplog):
+    train(tmp_path, LinearStage(), QUIET)
+    stage = LinearStage()
+    with caplog.at_level(logging.INFO, logger="cellgan"):
+        assert train(tmp_path, stage, QUIET) == 23
+    assert 'stage "linear" is finished: 23 steps' in caplog.text
+    assert stage.traces["train_step"] == 0
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4, 100])
+def test_a_nan_inside_a_call_stops_at_its_step_and_keeps_the_checkpoint(
+    tmp_path, steps_per_call
+):
+    stage = LinearStage(nan_at_iteration=16)  # the step after 16 completed ones
+    schedule = dataclasses.replace(QUIET, save_freq=8, steps_per_call=steps_per_call)
+    message = (
+        r'stage "linear": loss became nan in step 17; the checkpoint of step 16 is '
+        r"sound.\n    .*alpha_0.* goes on from step 16"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train(tmp_path, stage, schedule)
+    assert int(stage.optimizer.iterations) == 17
+    folder = tmp_path / "job/linear/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"model-8", "model-16"}
+
+
+def test_a_nan_before_any_checkpoint_says_so(tmp_path):
+    with pytest.raises(TrainingError, match="in step 1; there is no checkpoint yet"):
+        train(tmp_path, LinearStage(nan_at_iteration=0), QUIET)
+    assert not (tmp_path / "job/linear/checkpoints").exists()
+
+
+def test_validation_comes_before_the_save_of_the_same_step(tmp_path):
+    folder = tmp_path / "job/linear/checkpoints"
+    seen = []
+    train(
+        tmp_path,
+        LinearStage(),
+        Schedule(12, 0, 6, 0, 6),
+        on_validation=lambda step: seen.append(
+            (step, (folder / f"model-{step}").exists())
+        ),
+    )
+    assert seen == [(6, False), (12, False)]
+    assert (folder / "model-12").exists()
+
+
+def test_progress_is_one_line_with_rate_and_losses(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="cellgan"):
+        train(tmp_path / "pbmc", LinearStage(), Schedule(20, 10, 0, 0, 0))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    pattern = (
+        r"pbmc: step 10/20, [\d.e+]+ steps/s, (\d+ min )?\d+ s left, loss [\d.]+, "
+        r"iteration 9"
+    )
+    assert re.fullmatch(pattern, lines[0])
+
+
+def test_the_seed_of_a_step_differs_from_that_of_every_other():
+    root = derive_seed(0, "linear")
+    steps = tf.range(500, dtype=tf.int64)
+    seeds = tf.map_fn(
+        lambda step: replica_seed(root, step), steps, fn_output_signature=tf.int32
+    )
+    assert len(np.unique(seeds.numpy(), axis=0)) == 500
