@@ -1,0 +1,75 @@
+"""A model whose cells can be written down: no weights, no TensorFlow operations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellgan.config import parse_experiment
+from cellgan.experiment import Experiment
+from cellgan.generation import TrainedModel
+from cellgan.manifest import DatasetManifest
+from cellgan.models.base import (
+    GeneratedCells,
+    GenerationRequest,
+    GenerativeModel,
+    TrainingStage,
+)
+from tests.manifests import make_manifest
+
+
+def fake_expression(seed: int, cells: Any, codes: Any, n_genes: int) -> Any:
+    """Expression of cells by (seed, position, code): about a third is not zero."""
+    mixed = (
+        np.asarray(cells)[:, None] * 7919
+        + np.asarray(codes)[:, None] * 104_729
+        + np.arange(n_genes) * 31
+        + seed * 1_299_709
+    )
+    return np.maximum(mixed * 48_271 % 3001 - 2000, 0).astype(np.float32)
+
+
+@dataclasses.dataclass
+class FakeModel(GenerativeModel):
+    """Makes `fake_expression`; remembers what it was asked for."""
+
+    manifest: DatasetManifest
+    are_counts: bool = False
+    requests: list[GenerationRequest] = dataclasses.field(default_factory=list)
+
+    def stages(self) -> tuple[TrainingStage, ...]:
+        return ()
+
+    def generation_weights(self) -> Mapping[str, Mapping[str, Any]]:
+        return {}
+
+    def generate(self, request: GenerationRequest) -> GeneratedCells:
+        self.requests.append(request)
+        cells = request.first_cell + np.arange(request.n_cells)
+        codes = request.covariates[self.manifest.label]
+        n_genes = len(self.manifest.features["rna"])
+        expression = fake_expression(request.seed, cells, codes, n_genes)
+        return GeneratedCells({"rna": expression}, self.are_counts)
+
+
+def make_trained(
+    folder: Path,
+    manifest: DatasetManifest | None = None,
+    model_type: str = "cscGAN",
+    **model: Any,
+) -> TrainedModel:
+    """Return a fake model as if it had been loaded from `folder`."""
+    manifest = manifest or make_manifest()
+    block = {
+        "input_ds": {
+            "raw_input": "cells.h5ad",
+            "scale": f"normalize_per_cell_LS_{manifest.target_library_size}",
+        },
+        "model": {"type": model_type, **model},
+    }
+    experiment = Experiment(folder, parse_experiment(block, "test"))
+    return TrainedModel(experiment, manifest, FakeModel(manifest), step=40)
