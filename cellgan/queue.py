@@ -53,9 +53,10 @@ def run_queue(
             with lock:
                 process = _start(commands[name], gpu)
                 running.append(process)
-            for line in process.stdout or ():
-                log.info("[%s] %s", name, line.rstrip())
-            return process.wait()
+            with process:
+                for line in process.stdout or ():
+                    log.info("[%s] %s", name, line.rstrip())
+            return process.returncode
         finally:
             free.put(gpu)
 
