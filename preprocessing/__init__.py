@@ -1,0 +1,87 @@
+"""From a raw file to the folder that models are trained from.
+
+`process` is the only entry. It reads counts of any common format, filters cells and
+genes, labels cells by clustering or by a column of theirs, splits them into train,
+valid and test, and writes ``processed.h5ad``, the records and the manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from cellgan.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
+    from preprocessing.experiment_folder import ProcessingSummary
+
+__all__ = ["process"]
+
+logger = logging.getLogger(__name__)
+
+
+def process(
+    experiment: Experiment, *, overwrite: bool = False
+) -> ProcessingSummary | None:
+    """Make the folder of an experiment from its raw file.
+
+    Parameters
+    ----------
+    experiment
+        Its folder is made, complete or not at all; the raw file is only read.
+    overwrite
+        Replace the folder of an experiment, with all that was trained in it.
+
+    Returns
+    -------
+    What was done; None if the folder was made before with the same parameters.
+
+    Raises
+    ------
+    ConfigError
+        If the folder was made with other parameters, a parameter does not fit the
+        data, or the experiments folder cannot be written.
+    DataError
+        If the raw file cannot be used, nothing of it is left by the filters, or
+        something else than an experiment is in the folder's place.
+    """
+    folder = experiment.folder
+    if folder.exists() and not _is_free(experiment):
+        if not overwrite:
+            _check_unchanged(experiment)
+            logger.info("%s: already processed, %s", experiment.name, folder)
+            return None
+        logger.info("%s: replacing %s", experiment.name, folder)
+    # Loads AnnData, which what was answered above does not need.
+    from preprocessing.process_raw import process_raw  # noqa: PLC0415
+
+    return process_raw(experiment)
+
+
+def _is_free(experiment: Experiment) -> bool:
+    """Whether the folder is empty; refuses one that is not an experiment's."""
+    folder = experiment.folder
+    is_experiment = experiment.parameters_file.is_file() and (
+        experiment.manifest_file.exists() or experiment.records_folder.is_dir()
+    )
+    if is_experiment:
+        return False
+    if folder.is_dir() and not any(folder.iterdir()):
+        return True
+    msg = (
+        f"{folder}: exists and is not the folder of an experiment, so it is left as it "
+        f"is. Give the experiment another name, or move what is there."
+    )
+    raise DataError(msg)
+
+
+def _check_unchanged(experiment: Experiment) -> None:
+    try:
+        experiment.check_frozen("input_ds")
+    except ConfigError as error:
+        msg = (
+            f"{error}\n    Or add --overwrite, which replaces the folder and all that "
+            f"was trained in it."
+        )
+        raise ConfigError(msg) from None

@@ -1,0 +1,190 @@
+"""The folder of a processed experiment: its files, and what is said about them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import anndata as ad
+import numpy as np
+
+from cellgan.config import InputParameters, as_json
+from cellgan.errors import DataError
+from cellgan.experiment import Experiment, replacing, write_json
+from cellgan.manifest import (
+    RNA,
+    SPLITS,
+    CovariateVocabulary,
+    DatasetManifest,
+    library_size_quantiles,
+)
+from cellgan.seeds import derive_seed
+
+
+class ProcessingSummary(NamedTuple):
+    """What processing did."""
+
+    source: str
+    shape_before: tuple[int, int]
+    """Cells and genes of the raw file."""
+    shape_after: tuple[int, int]
+    n_values: int
+    """Non-zero counts kept."""
+    label: str
+    cells_per_label: Mapping[str, int]
+    split_sizes: Mapping[str, int]
+    bytes_on_disk: Mapping[str, int]
+    """``processed.h5ad`` and ``TF_records``."""
+    seconds: Mapping[str, float]
+    """By phase."""
+
+
+def write_experiment(
+    experiment: Experiment, cells: ad.AnnData, seconds: dict[str, float]
+) -> dict[str, int]:
+    """Write all files beside the folder's place, then move them there.
+
+    Returns
+    -------
+    Bytes of ``processed.h5ad`` and of ``TF_records``.
+
+    Raises
+    ------
+    DataError
+        If something cannot be written; the folder is as it was before.
+    """
+    from preprocessing.write_tfrecords import write_tfrecords  # noqa: PLC0415
+
+    parameters = experiment.parameters.input_ds
+    try:
+        with replacing(experiment.folder) as temporary:
+            temporary.mkdir()
+            staged = dataclasses.replace(experiment, folder=temporary)
+            with timed(seconds, "write"):
+                cells.write_h5ad(staged.processed_file, compression="gzip")
+            with timed(seconds, "records"):
+                shards = write_tfrecords(
+                    cells,
+                    staged.records_folder,
+                    label=parameters.clustering.label,
+                    record_values=parameters.record_values,
+                    target_library_size=parameters.target_library_size,
+                    seed=derive_seed(parameters.split.seed, "shards"),
+                )
+            blocks = {
+                "input_ds": as_json(parameters),
+                "preprocessed": preprocessed_block(cells, parameters),
+            }
+            write_json(staged.parameters_file, blocks)
+            manifest = make_manifest(cells, parameters, shards)
+            write_json(staged.manifest_file, manifest.as_json())
+            records = staged.records_folder.iterdir()
+            return {
+                staged.processed_file.name: staged.processed_file.stat().st_size,
+                staged.records_folder.name: sum(
+                    file.stat().st_size for file in records
+                ),
+            }
+    except OSError as error:
+        msg = f"{experiment.folder}: cannot be written: {error}."
+        raise DataError(msg) from error
+
+
+def preprocessed_block(
+    cells: ad.AnnData, parameters: InputParameters
+) -> dict[str, Any]:
+    """Return what the reference records of processing, with realised numbers."""
+    label = cells.obs[parameters.clustering.label]
+    sizes = split_sizes(cells)
+    per_split = {
+        f"{split}_cells_per_cluster": label[cells.obs["split"] == split]
+        .value_counts(sort=False)
+        .to_dict()
+        for split in SPLITS
+    }
+    return {
+        **{f"{split}_count": sizes[split] for split in SPLITS},
+        **per_split,
+        "total_count": cells.n_obs,
+        "genes_no": cells.n_vars,
+        "split_seed": parameters.split.seed,
+        "scale": {
+            "scaling": "normalize_per_cell_LS",
+            "scale_value": parameters.target_library_size,
+        },
+        "clusters_no": len(label.cat.categories),
+        "clusters_ratios": label.value_counts(normalize=True, sort=False).to_dict(),
+    }
+
+
+def make_manifest(
+    cells: ad.AnnData, parameters: InputParameters, shards: Mapping[str, int]
+) -> DatasetManifest:
+    """Describe the processed cells for training and generation."""
+    name = parameters.clustering.label
+    label, split = cells.obs[name], cells.obs["split"]
+    categories = tuple(label.cat.categories)
+    in_train = (split == "train").to_numpy()
+    library_sizes = cells.obs["n_counts"].to_numpy()
+    return DatasetManifest(
+        features={RNA: tuple(cells.var_names)},
+        covariates={name: CovariateVocabulary(categories)},
+        label=name,
+        target_library_size=parameters.target_library_size,
+        record_values=parameters.record_values,
+        split_sizes=split_sizes(cells),
+        cells_per_category={
+            part: {name: tuple(label[split == part].value_counts(sort=False).tolist())}
+            for part in SPLITS
+        },
+        library_sizes={
+            RNA: tuple(
+                library_size_quantiles(
+                    library_sizes[in_train & (label == category).to_numpy()]
+                )
+                for category in categories
+            )
+        },
+        shards=dict(shards),
+    )
+
+
+def describe(summary: ProcessingSummary) -> str:
+    """Return the summary as a table of a few lines."""
+    largest = sorted(summary.cells_per_label.items(), key=lambda item: -item[1])
+    sizes = ", ".join(f"{name} ({number:,})" for name, number in largest[:12])
+    more = f", and {len(largest) - 12} smaller" if len(largest) > 12 else ""
+    splits = summary.split_sizes
+    filled = summary.n_values / (summary.shape_after[0] * summary.shape_after[1])
+    megabytes = (
+        f"{name} {size / 1e6:,.1f} MB" for name, size in summary.bytes_on_disk.items()
+    )
+    phases = ", ".join(f"{phase} {time:.1f}" for phase, time in summary.seconds.items())
+    rows = {
+        "cells": f"{summary.shape_after[0]:,} of {summary.shape_before[0]:,}",
+        "genes": f"{summary.shape_after[1]:,} of {summary.shape_before[1]:,}",
+        "counts": f"from {summary.source}, {filled:.1%} not zero",
+        summary.label: f"{len(largest)} values: {sizes}{more}",
+        "split": ", ".join(f"{name} {splits[name]:,}" for name in SPLITS),
+        "on disk": ", ".join(megabytes),
+        "seconds": f"{sum(summary.seconds.values()):.1f}: {phases}",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"    {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def split_sizes(cells: ad.AnnData) -> dict[str, int]:
+    """Return the number of cells of each split, zeros included."""
+    sizes = np.bincount(cells.obs["split"].cat.codes, minlength=len(SPLITS))
+    return dict(zip(SPLITS, sizes.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Store the seconds that the block takes under the name of its phase."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,163 @@
+"""Raw files of every format we know, opened as cells x genes matrices.
+
+`open_raw_file` opens a file and reads its names and columns; the matrices themselves
+are read later, a block at a time, by `read_matrix`. Raw files are only ever opened for
+reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import scipy.sparse as sp
+
+from cellgan.config import BUILTIN_PREFIX
+from cellgan.errors import DataError
+from preprocessing.raw_file import RawFile
+from preprocessing.read_10x import read_10x_h5, read_mtx
+from preprocessing.read_anndata import read_builtin, read_h5ad, read_h5mu, read_zarr
+from preprocessing.read_tables import read_loom, read_text
+from preprocessing.sparse_blocks import UnsuitableValueError, assemble
+
+FORMATS = (
+    ".h5ad, .h5 (10x), a folder with matrix.mtx (10x), .loom, .zarr, .csv, .tsv, "
+    f".csv.gz, .tsv.gz, .h5mu, {BUILTIN_PREFIX}pbmc68k_reduced"
+)
+TEXT_SUFFIXES = (".csv", ".tsv")
+FILE_READERS: dict[str, Callable[..., RawFile]] = {
+    ".h5ad": read_h5ad,
+    ".h5": read_10x_h5,
+    ".h5mu": read_h5mu,
+    ".loom": read_loom,
+    **dict.fromkeys(TEXT_SUFFIXES, read_text),
+}
+FOLDER_READERS: dict[str, Callable[..., RawFile]] = {".zarr": read_zarr}
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
+"""What the libraries raise for a file that is not what its name says."""
+
+
+@contextlib.contextmanager
+def open_raw_file(raw_input: str, obs_columns: Sequence[str] = ()) -> Iterator[RawFile]:
+    """Open a raw file.
+
+    Parameters
+    ----------
+    raw_input
+        Path of a file or folder, or ``builtin:<name>``.
+    obs_columns
+        Columns of a text file that describe cells; all others are genes.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, its format is none of ours, or it is damaged.
+    """
+    with contextlib.ExitStack() as files:
+        if raw_input.startswith(BUILTIN_PREFIX):
+            with _reading(raw_input):
+                raw = read_builtin()
+        else:
+            path = Path(raw_input).expanduser()
+            reader = find_reader(path)
+            with _reading(raw_input):
+                if reader is read_text:
+                    raw = read_text(path, obs_columns)
+                else:
+                    raw = reader(path, files)
+        yield raw
+
+
+def read_matrix(
+    raw_input: str, raw: RawFile, name: str, *, counts: bool
+) -> sp.csr_matrix:
+    """Read one matrix of an open file as canonical CSR, float32.
+
+    Raises
+    ------
+    UnsuitableValueError
+        At the first value that is negative or not finite or, with `counts`, is no
+        integer. Its row is a cell and its column a gene.
+    DataError
+        If the file is damaged.
+    """
+    var, blocks, by_gene = raw.matrices[name]
+    n_cells, n_genes = len(raw.obs), len(var)
+    with _reading(raw_input):
+        try:
+            matrix = assemble(
+                blocks(),
+                n_genes if by_gene else n_cells,
+                integers=counts,
+                description=f"read {name}",
+                unit="genes" if by_gene else "cells",
+            )
+        except UnsuitableValueError as error:
+            if by_gene:
+                error.row, error.column = error.column, error.row
+            raise
+        if by_gene:
+            matrix = matrix.T.tocsr()
+        if matrix.shape != (n_cells, n_genes):
+            msg = f"{name} is {matrix.shape}, expected {(n_cells, n_genes)}"
+            raise ValueError(msg)
+    return matrix
+
+
+def find_reader(path: Path) -> Callable[..., RawFile]:
+    """Return the reader of a path.
+
+    Raises
+    ------
+    DataError
+        If there is no such file or folder, or its name says no format of ours.
+    """
+    if not path.exists():
+        reason = "no such file or folder"
+        if path.is_symlink():
+            reason = "a link to nothing"
+        msg = (
+            f"{path}: {reason}. Check input_ds.raw_input.\n    Formats read: {FORMATS}."
+        )
+        raise DataError(msg)
+    name = path.name.lower()
+    suffix = "".join(Path(name.removesuffix(".gz")).suffixes[-1:])
+    reader: Callable[..., RawFile] | None
+    if path.is_dir():
+        reader = FOLDER_READERS.get(suffix, read_mtx)
+    elif name.endswith(".gz"):
+        reader = read_text if suffix in TEXT_SUFFIXES else None
+    else:
+        reader = FILE_READERS.get(suffix)
+    if reader is None:
+        msg = f"{path}: not a format we read.\n    Formats read: {FORMATS}."
+        if suffix == ".mtx":
+            msg += "\n    Give the folder that holds matrix.mtx, barcodes and genes."
+        raise DataError(msg)
+    return reader
+
+
+@contextlib.contextmanager
+def _reading(raw_input: str) -> Iterator[None]:
+    """Turn whatever the libraries raise into one error that names the file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        msg = (
+            f"{raw_input}: cannot be read: {reason}\n"
+            f"    It is damaged or not what its name says. Formats read: {FORMATS}."
+        )
+        raise DataError(msg) from error

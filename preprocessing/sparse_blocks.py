@@ -1,0 +1,214 @@
+"""Sparse matrices handled a block of rows at a time.
+
+Counts of a large data set fill a good part of the memory, so nothing here makes a
+second copy of them: matrices are put together from blocks that are freed on the way,
+filtered in place, and summed block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from tqdm import tqdm
+
+BLOCK_VALUES = 2**21
+"""About how many values are handled at once."""
+LARGEST_COUNT = 2**24
+"""float32 holds every integer up to here."""
+
+
+class UnsuitableValueError(Exception):
+    """A value that is no count, and its place."""
+
+    def __init__(self, value: float, row: int, column: int) -> None:
+        super().__init__(f"{value:g} in row {row}, column {column}")
+        self.value = value
+        self.row = row
+        self.column = column
+
+
+def progress(total: int, description: str, unit: str) -> tqdm[Any]:
+    """Return a progress bar on a terminal, once a task takes longer than a second."""
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=f" {unit}",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        disable=None,
+    )
+
+
+def row_ranges(
+    indptr: npt.NDArray[np.integer[Any]], n_values: int = BLOCK_VALUES
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive rows holding at most `n_values` values.
+
+    A longer row comes alone.
+    """
+    n_rows = len(indptr) - 1
+    start = 0
+    while start < n_rows:
+        limit = int(indptr[start]) + n_values
+        stop = int(np.searchsorted(indptr, limit, side="right")) - 1
+        stop = min(max(stop, start + 1), n_rows)
+        yield start, stop
+        start = stop
+
+
+def row_blocks(matrix: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """Yield (first row, block) of consecutive rows; blocks share the values."""
+    for start, stop in row_ranges(matrix.indptr):
+        span = slice(matrix.indptr[start], matrix.indptr[stop])
+        indptr = matrix.indptr[start : stop + 1] - matrix.indptr[start]
+        yield (
+            start,
+            sp.csr_matrix(
+                (matrix.data[span], matrix.indices[span], indptr),
+                shape=(stop - start, matrix.shape[1]),
+            ),
+        )
+
+
+def assemble(
+    blocks: Iterable[sp.csr_matrix],
+    n_rows: int,
+    *,
+    integers: bool,
+    description: str,
+    unit: str,
+) -> sp.csr_matrix:
+    """Check blocks of consecutive rows and join them into one matrix.
+
+    Parameters
+    ----------
+    blocks
+        Blocks of rows, float32.
+    n_rows
+        Rows in all.
+    integers
+        Whether every value must be an integer that float32 holds exactly.
+    description, unit
+        Title and unit of the progress bar.
+
+    Returns
+    -------
+    Canonical CSR: float32, indices ascending, no stored zeros.
+
+    Raises
+    ------
+    UnsuitableValueError
+        At the first value that is negative, not finite or, with `integers`, no count.
+    ValueError
+        If the blocks are damaged or have another number of rows.
+    """
+    parts: list[sp.csr_matrix] = []
+    done = 0
+    with progress(n_rows, description, unit) as bar:
+        for block in blocks:
+            block.check_format(full_check=True)
+            block.sum_duplicates()
+            _require_values(block, done, integers=integers)
+            block.eliminate_zeros()
+            block.prune()
+            parts.append(block)
+            done += block.shape[0]
+            bar.update(block.shape[0])
+    if done != n_rows:
+        msg = f"{done} rows found, {n_rows} expected"
+        raise ValueError(msg)
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def keep(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]
+) -> sp.csr_matrix:
+    """Keep some rows and columns, overwriting the matrix.
+
+    Values move forward within their own arrays, so no memory is needed; `matrix` itself
+    is of no use afterwards.
+    """
+    new_column = (np.cumsum(columns) - 1).astype(matrix.indices.dtype)
+    sizes = np.zeros(matrix.shape[0], dtype=np.int64)
+    end = 0
+    for start, stop in row_ranges(matrix.indptr):
+        span = slice(matrix.indptr[start], matrix.indptr[stop])
+        indices = matrix.indices[span]
+        row = np.repeat(
+            np.arange(start, stop), np.diff(matrix.indptr[start : stop + 1])
+        )
+        kept = columns[indices] & rows[row]
+        sizes[start:stop] = np.bincount(row[kept] - start, minlength=stop - start)
+        values, indices = matrix.data[span][kept], new_column[indices[kept]]
+        matrix.data[end : end + len(values)] = values
+        matrix.indices[end : end + len(values)] = indices
+        end += len(values)
+    indptr = np.concatenate([[0], np.cumsum(sizes[rows])]).astype(matrix.indptr.dtype)
+    return sp.csr_matrix(
+        (matrix.data[:end], matrix.indices[:end], indptr),
+        shape=(int(rows.sum()), int(columns.sum())),
+    )
+
+
+def row_sums(matrix: sp.csr_matrix) -> npt.NDArray[np.float64]:
+    """Return the total of each row, summed in float64."""
+    sums = np.zeros(matrix.shape[0])
+    for start, block in row_blocks(matrix):
+        stop = start + block.shape[0]
+        row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        sums[start:stop] = np.bincount(row, block.data, minlength=stop - start)
+    return sums
+
+
+def rows_per_column(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Count, for each column, the chosen rows that have a value there."""
+    counts = np.zeros(matrix.shape[1], dtype=np.int64)
+    for start, block in row_blocks(matrix):
+        chosen = np.repeat(rows[start : start + block.shape[0]], np.diff(block.indptr))
+        counts += np.bincount(block.indices[chosen], minlength=matrix.shape[1])
+    return counts
+
+
+def _require_values(block: sp.csr_matrix, first_row: int, *, integers: bool) -> None:
+    for start, stop in row_ranges(block.indptr):
+        offset = int(block.indptr[start])
+        values = block.data[offset : int(block.indptr[stop])]
+        suitable = np.isfinite(values) & (values >= 0)
+        if integers:
+            suitable &= (values == np.rint(values)) & (values <= LARGEST_COUNT)
+        if not suitable.all():
+            position = offset + int(np.argmin(suitable))
+            row = int(np.searchsorted(block.indptr, position, side="right")) - 1
+            raise UnsuitableValueError(
+                float(block.data[position]),
+                first_row + row,
+                int(block.indices[position]),
+            )
+
+
+def _join(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
+    """Join blocks of rows; each is freed when its values are copied."""
+    n_rows = sum(part.shape[0] for part in parts)
+    n_values = sum(part.nnz for part in parts)
+    n_columns = parts[0].shape[1]
+    index = sp.get_index_dtype(maxval=max(n_values, n_columns))
+    data = np.empty(n_values, dtype=np.float32)
+    indices = np.empty(n_values, dtype=index)
+    indptr = np.zeros(n_rows + 1, dtype=index)
+    row = end = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        data[end : end + part.nnz] = part.data
+        indices[end : end + part.nnz] = part.indices
+        indptr[row + 1 : row + part.shape[0] + 1] = part.indptr[1:].astype(index) + end
+        row += part.shape[0]
+        end += part.nnz
+    return sp.csr_matrix((data, indices, indptr), shape=(n_rows, n_columns))
