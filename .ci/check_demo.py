@@ -1,0 +1,55 @@
+"""Check what `make demo` has made: python .ci/check_demo.py experiments/pbmc."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+
+
+def main() -> None:
+    """Compare the demo's files with the cells it was trained on."""
+    folder = Path(sys.argv[1])
+    label = json.loads((folder / "manifest.json").read_text())["label"]
+    real = anndata.read_h5ad(folder / "processed.h5ad")
+    real = real[real.obs["split"] == "train"]
+    made = anndata.read_h5ad(folder / "generated" / "cells.h5ad")
+    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    numbers = list(_numbers(report["metrics"]))
+
+    wanted = real.obs[label].value_counts().to_dict()
+    _require(made.obs[label].value_counts().to_dict() == wanted, "numbers per label")
+    _require(list(made.var_names) == list(real.var_names), "gene names")
+    _require(made.obs_names.is_unique, "unique cell names")
+    _require(bool(np.isfinite(made.X.data).all() and made.X.nnz), "finite expression")
+    _require(len(numbers) > 0 and all(map(math.isfinite, numbers)), "finite metrics")
+    events = list(folder.glob("job/*/logs/events*"))
+    _require(any(file.stat().st_size > 0 for file in events), "TensorBoard events")
+    _require(any(folder.glob("job/*/checkpoints/*")), "a checkpoint")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+    elif value is None or isinstance(value, int | float):
+        yield math.nan if value is None else value
+
+
+def _require(holds: bool, what: str) -> None:  # noqa: FBT001
+    sys.stdout.write(f"{'ok' if holds else 'WRONG'}: {what}\n")
+    if not holds:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

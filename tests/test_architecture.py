@@ -1,0 +1,264 @@
+"""The house follows its rules, and each rule sees the fault it is for."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import (
+    closed_doors,
+    cycles,
+    heavy_imports,
+    house,
+    incomplete_families,
+    mutable_state,
+    prints,
+    private_names,
+    read_house,
+    tensorflow_in_evaluation,
+    unknown_rooms,
+    wrong_way_imports,
+)
+
+RULES = (
+    unknown_rooms,
+    wrong_way_imports,
+    closed_doors,
+    cycles,
+    heavy_imports,
+    tensorflow_in_evaluation,
+    prints,
+    private_names,
+    mutable_state,
+    incomplete_families,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_house_has_no(rule) -> None:
+    modules = read_house()
+
+    assert "cellgan.models.base" in modules
+    faults = rule(modules)
+    assert not faults, "\n".join(faults)
+
+
+def test_unknown_room_is_told_where_to_register() -> None:
+    faults = unknown_rooms(house(cellgan__telepathy=""))
+
+    assert faults[0].startswith(
+        "cellgan.telepathy: no room of this name. Add it to GROU"
+    )
+
+
+def test_new_module_of_a_known_package_needs_no_registration() -> None:
+    assert not unknown_rooms(house(cellgan__models__new_family="", cellgan=""))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import cellgan.models.gan",
+        "from cellgan.models import gan",
+        "from cellgan.models.gan import Gan",
+        "from .models.gan import Gan",
+        "def read():\n    from cellgan.models.gan import Gan",
+        "if TYPE_CHECKING:\n    from cellgan.models.gan import Gan",
+    ],
+)
+def test_import_against_the_direction_is_found(source: str) -> None:
+    small = house(cellgan="", cellgan__records=source, cellgan__models__gan="")
+
+    (fault,) = wrong_way_imports(small)
+    assert "(data) imports cellgan.models.gan (families): imports go pure <-" in fault
+
+
+def test_import_along_the_direction_is_allowed() -> None:
+    small = house(cellgan__models__gan="import cellgan.records", cellgan__records="")
+
+    assert not wrong_way_imports(small)
+
+
+@pytest.mark.parametrize(
+    ("importer", "target"),
+    [
+        ("preprocessing__splits", "cellgan.transforms"),
+        ("cellgan__evaluation__metrics", "cellgan.records"),
+        ("cellgan__training", "cellgan.models.gan"),
+        ("cellgan__cli", "preprocessing"),
+    ],
+)
+def test_import_through_a_closed_door_is_found(importer: str, target: str) -> None:
+    small = house(**{importer: f"import {target}", target.replace(".", "__"): ""})
+
+    assert not wrong_way_imports(small)
+    assert f"imports {target}: " in closed_doors(small)[0]
+
+
+@pytest.mark.parametrize(
+    ("importer", "target"),
+    [
+        ("preprocessing__splits", "cellgan.records"),
+        ("cellgan__evaluation__report", "cellgan.evaluation.metrics"),
+        ("cellgan__training", "cellgan.models.base"),
+        ("cellgan__commands", "preprocessing"),
+    ],
+)
+def test_import_through_an_open_door_is_allowed(importer: str, target: str) -> None:
+    small = house(**{importer: f"import {target}", target.replace(".", "__"): ""})
+
+    assert not closed_doors(small)
+
+
+def test_cycle_inside_a_group_is_found() -> None:
+    small = house(
+        cellgan__manifest="def read():\n    from cellgan.experiment import Experiment",
+        cellgan__experiment="from cellgan.manifest import DatasetManifest",
+    )
+
+    (fault,) = cycles(small)
+    assert {"cellgan.manifest", "cellgan.experiment"} <= set(fault.split())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tensorflow as tf",
+        "from sklearn.manifold import TSNE",
+        "try:\n    import scanpy\nexcept ImportError:\n    pass",
+        "class Box:\n    import anndata",
+        "from cellgan.records import read",
+        "from cellgan import records",
+    ],
+)
+def test_heavy_library_loaded_by_a_light_room_is_found(source: str) -> None:
+    small = house(cellgan="", cellgan__config=source, cellgan__records="import keras")
+
+    assert len(heavy_imports(small)) == 1
+
+
+def test_heavy_library_loaded_by_the_parent_package_is_found() -> None:
+    small = house(cellgan="import tensorflow", cellgan__seeds="")
+
+    assert len(heavy_imports(small)) == 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def read():\n    import scanpy",
+        "if TYPE_CHECKING:\n    import anndata",
+        "import numpy as np",
+    ],
+)
+def test_import_that_loads_nothing_heavy_is_allowed(source: str) -> None:
+    assert not heavy_imports(house(cellgan__config=source))
+
+
+def test_tensorflow_in_evaluation_is_found_inside_a_function() -> None:
+    small = house(cellgan__evaluation__plots="def draw():\n    import keras")
+
+    assert len(tensorflow_in_evaluation(small)) == 1
+
+
+def test_print_is_found_outside_the_command_line() -> None:
+    small = house(cellgan__training="print(1)", cellgan__cli="print(1)")
+
+    assert prints(small) == [
+        "cellgan.training:1 prints: use logging.getLogger(__name__)."
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from cellgan.records import _decode",
+        "from cellgan import records\nrecords._decode()",
+        "import cellgan.records\ncellgan.records._decode()",
+    ],
+)
+def test_private_name_of_another_module_is_found(source: str) -> None:
+    small = house(cellgan="", cellgan__batches=source, cellgan__records="")
+
+    assert len(private_names(small)) == 1
+
+
+def test_private_and_dunder_names_of_the_same_module_are_allowed() -> None:
+    source = "from cellgan import __version__\nself._decode()\n_decode()"
+
+    assert not private_names(house(cellgan="", cellgan__batches=source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "cache = {}",
+        "cache: dict[str, int] = dict()",
+        "_seen = set()",
+        "names = [n for n in 'ab']",
+        "counts = collections.defaultdict(int)",
+        "STEP = 0\ndef f():\n    global STEP",
+    ],
+)
+def test_module_level_state_is_found(source: str) -> None:
+    assert len(mutable_state(house(cellgan__training=source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["NAMES = ['a']", "__all__ = ['a']", "log = get()", "def f():\n    found = []"],
+)
+def test_constants_and_local_names_are_no_state(source: str) -> None:
+    assert not mutable_state(house(cellgan__training=source))
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> tuple[dict[str, ast.Module], Path]:
+    """A complete family called "new", and the folder its other files are in."""
+    example = {"experiments": {"a": {"model": {"type": "new"}}}}
+    files = {
+        "tests/models/test_new.py": "load(reference_dir / 'new.npz')",
+        "tests/reference/new.npz": "",
+        "Misc/parameters/new.json": json.dumps(example),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    table = "MODEL_TYPES = {'new': (NewConfig, 'cellgan.models.new:New')}"
+    modules = house(
+        cellgan__model_configs=table, cellgan__models__new="class New:\n    pass"
+    )
+    return modules, tmp_path
+
+
+def test_complete_family_is_accepted(family) -> None:
+    assert not incomplete_families(*family)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tests/models/test_new.py", "no tests, expected tests/models/test_new.py"),
+        ("tests/reference/new.npz", "test_new.py reads no .npz of tests/reference"),
+        ("Misc/parameters/new.json", "no example file in Misc/parameters"),
+    ],
+)
+def test_family_without_a_file_is_found(family, missing: str, message: str) -> None:
+    modules, folder = family
+    (folder / missing).unlink()
+
+    (fault,) = incomplete_families(modules, folder)
+
+    assert message in fault
+
+
+def test_family_without_its_class_is_found(family) -> None:
+    modules, folder = family
+    del modules["cellgan.models.new"]
+
+    assert incomplete_families(modules, folder) == [
+        "new: no class New in cellgan.models.new."
+    ]
