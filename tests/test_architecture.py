@@ -242,7 +242,7 @@ def test_complete_family_is_accepted(family) -> None:
     ("missing", "message"),
     [
         ("tests/models/test_new.py", "no tests, expected tests/models/test_new.py"),
-        ("tests/reference/new.npz", "test_new.py reads no .npz of tests/reference"),
+        ("tests/reference/new.npz", "its tests read no .npz of tests/reference"),
         ("Misc/parameters/new.json", "no example file in Misc/parameters"),
     ],
 )
