@@ -86,9 +86,7 @@ class TrainingStage(abc.ABC):
         del batch, seed
         return {}
 
-    def diagnostics(
-        self, batch: CellBatch, seed: tf.Tensor
-    ) -> Mapping[str, tf.Tensor]:
+    def diagnostics(self, batch: CellBatch, seed: tf.Tensor) -> Mapping[str, tf.Tensor]:
         """Return tensors worth a look, without any update: activations, gradients.
 
         Scalars are logged as scalars, all others as histograms.
@@ -110,7 +108,10 @@ class GenerativeModel(abc.ABC):
 
     @abc.abstractmethod
     def generation_weights(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return what `generate` needs: stage name -> the part of its trackables."""
+        """Return what `generate` needs: stage name -> the part of its trackables.
+
+        Stages are in training order; the last is the one whose step names the model.
+        """
 
     @abc.abstractmethod
     def generate(self, request: GenerationRequest) -> GeneratedCells:

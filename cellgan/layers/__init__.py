@@ -1,0 +1,30 @@
+"""The layers that networks are built of. They take plain numbers.
+
+With the dtype policy ``"mixed_bfloat16"`` a `Linear` multiplies in bfloat16; weights
+and everything else stay float32.
+"""
+
+from __future__ import annotations
+
+from cellgan.layers.conditioning import (
+    BatchNormalization,
+    BatchStatistics,
+    LayerNormalization,
+    ReadOut,
+    ReadOutKind,
+    one_hot,
+)
+from cellgan.layers.mlp import Linear, glorot_uniform, he_normal, scale_to_library_size
+
+__all__ = [
+    "BatchNormalization",
+    "BatchStatistics",
+    "LayerNormalization",
+    "Linear",
+    "ReadOut",
+    "ReadOutKind",
+    "glorot_uniform",
+    "he_normal",
+    "one_hot",
+    "scale_to_library_size",
+]

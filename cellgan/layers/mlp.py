@@ -1,0 +1,118 @@
+"""Dense layers, their initialisers, and the last scaling of generated expression."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+LIBRARY_SIZE_EPSILON = float(np.finfo(np.float64).eps)
+"""Added to a sum of expression: of no effect unless the sum is exactly 0."""
+
+
+class Linear(keras.layers.Layer):
+    """``inputs @ kernel + bias``, and the product with the transposed kernel.
+
+    The products are computed in the compute type of the dtype policy, everything else
+    in the type of the weights.
+
+    Parameters
+    ----------
+    n_inputs, n_outputs
+        Widths.
+    initializer
+        Of the kernel ``(n_inputs, n_outputs)``; the bias starts at 0.
+    use_bias
+        Whether there is a bias ``(n_outputs,)``.
+    name
+        Name of the layer, the last part of its weights' paths.
+    dtype
+        Keras dtype policy.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_outputs: int,
+        initializer: keras.Initializer,
+        *,
+        use_bias: bool = True,
+        name: str | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        self._shape = (n_inputs, n_outputs)
+        self._initializer = initializer
+        self._use_bias = use_bias
+
+    def build(self, input_shape: object = None) -> None:
+        """Make the weights; the shape of the input is known already."""
+        del input_shape
+        self.kernel = self.add_weight(
+            shape=self._shape,
+            initializer=self._initializer,
+            autocast=False,
+            name="kernel",
+        )
+        self.bias = (
+            self.add_weight(
+                shape=self._shape[1:], initializer="zeros", autocast=False, name="bias"
+            )
+            if self._use_bias
+            else None
+        )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Map ``(n_cells, n_inputs)`` to ``(n_cells, n_outputs)``."""
+        outputs = self._product(inputs, transpose=False)
+        return outputs if self.bias is None else outputs + self.bias
+
+    def transposed(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return ``inputs @ kernel^T``, the way of a slope back through the layer."""
+        return self._product(inputs, transpose=True)
+
+    def _product(self, inputs: tf.Tensor, *, transpose: bool) -> tf.Tensor:
+        product = tf.matmul(
+            tf.cast(inputs, self.compute_dtype),
+            tf.cast(self.kernel, self.compute_dtype),
+            transpose_b=transpose,
+        )
+        return tf.cast(product, self.variable_dtype)
+
+
+def glorot_uniform(seed: int) -> keras.Initializer:
+    """Draw uniformly within ``sqrt(6 / (n_inputs + n_outputs))`` of 0."""
+    return keras.initializers.GlorotUniform(seed)
+
+
+def he_normal(n_inputs: int, n_outputs: int, seed: int) -> keras.Initializer:
+    """Draw from a normal truncated at two deviations, of variance ``2.6 / n``.
+
+    Here ``n`` is the mean width; truncation leaves a variance of nearly ``2 / n``.
+    """
+    width = (n_inputs + n_outputs) / 2
+    return keras.initializers.TruncatedNormal(stddev=math.sqrt(2.6 / width), seed=seed)
+
+
+def scale_to_library_size(
+    expression: tf.Tensor, library_size: float | None
+) -> tf.Tensor:
+    """Scale each cell so that its values sum to `library_size`.
+
+    Parameters
+    ----------
+    expression
+        Non-negative values, ``(n_cells, n_genes)``. A cell of zeros stays one.
+    library_size
+        The sum of every other cell; None scales nothing.
+
+    Returns
+    -------
+    Scaled expression. Gradients flow through the sum.
+    """
+    if library_size is None:
+        return expression
+    total = tf.reduce_sum(expression, axis=1, keepdims=True)
+    return expression * (library_size / (total + LIBRARY_SIZE_EPSILON))
