@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,8 +78,8 @@ class RunLog:
         if not self._is_chief:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        if any(self._folder.glob("events.*")):
-            self._mark_restart(step)
+        for path in self._folder.glob("events.*"):
+            _cut_events(path, step)
         self._drop_lines_after(step)
         self._writer = tf.summary.create_file_writer(str(self._folder))
 
@@ -180,17 +181,6 @@ class RunLog:
             return False
         return bool(entry["stage"] != self.stage or entry["step"] <= step)
 
-    def _mark_restart(self, step: int) -> None:
-        """Tell TensorBoard to drop what older event files hold after `step`."""
-        now = time.time()
-        version = tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2")
-        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        restart = tf.compat.v1.Event(wall_time=now, step=step + 1, session_log=start)
-        path = self._folder / f"events.out.tfevents.{now:.0f}.restart"
-        with tf.io.TFRecordWriter(str(path)) as file:
-            file.write(version.SerializeToString())
-            file.write(restart.SerializeToString())
-
 
 @tf.function(reduce_retracing=True)
 def histogram(values: tf.Tensor) -> tf.Tensor:
@@ -212,6 +202,25 @@ def histogram(values: tf.Tensor) -> tf.Tensor:
     edges = tf.linspace(low, high, N_BUCKETS + 1)
     counts = tf.histogram_fixed_width(flat, tf.stack((low, high)), N_BUCKETS)
     return tf.stack((edges[:-1], edges[1:], tf.cast(counts, tf.float64)), axis=1)
+
+
+def _cut_events(path: Path, step: int) -> None:
+    """Cut an event file off before its first event after `step`, or half event.
+
+    TensorBoard has no way to be told of a restart: it would draw both curves.
+    """
+    with path.open("r+b") as file:
+        end = 0
+        # a record is its length, a checksum of that, the event, a checksum of that
+        while len(header := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", header[:8])
+            record = file.read(length + 4)
+            if len(record) < length + 4:
+                break
+            if tf.compat.v1.Event.FromString(record[:length]).step > step:
+                break
+            end = file.tell()
+        file.truncate(end)
 
 
 def _duration(seconds: float) -> str:
