@@ -1,0 +1,54 @@
+"""Scales of expression, as TensorFlow functions that any compiled step may use.
+
+Every transform has its inverse here. Cells are rows; a cell without counts stays a row
+of zeros.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def normalize_library_size(
+    counts: tf.Tensor, library_size: tf.Tensor, target_library_size: float
+) -> tf.Tensor:
+    """Scale each cell's counts to the target library size.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)`` float.
+    library_size
+        ``(n_cells,)``: totals of `counts`.
+    target_library_size
+        Total of every scaled cell that has counts.
+
+    Returns
+    -------
+    ``(n_cells, n_genes)``: ``counts * target_library_size / library_size``.
+    """
+    target = tf.constant(target_library_size, counts.dtype)
+    factor = tf.math.divide_no_nan(target, library_size)
+    return counts * factor[:, tf.newaxis]
+
+
+def restore_library_size(
+    expression: tf.Tensor, library_size: tf.Tensor, target_library_size: float
+) -> tf.Tensor:
+    """Scale expression back to counts; the inverse of `normalize_library_size`.
+
+    Parameters
+    ----------
+    expression
+        ``(n_cells, n_genes)`` float, rows of total `target_library_size`.
+    library_size
+        ``(n_cells,)``: totals that the cells get.
+    target_library_size
+        As given to `normalize_library_size`.
+
+    Returns
+    -------
+    ``(n_cells, n_genes)``, equal to the counts up to rounding errors of floats.
+    """
+    target = tf.constant(target_library_size, expression.dtype)
+    return expression * (library_size / target)[:, tf.newaxis]
