@@ -103,7 +103,7 @@ class TrainedModel:
         manifest = experiment.manifest()
         model = models.build_model(experiment.parameters, manifest)
         weights = model.generation_weights()
-        last = model.stages()[-1].name
+        last = list(weights)[-1]
         restored = {
             stage: checkpoints.restore_weights(
                 experiment.checkpoints_folder(stage),

@@ -242,6 +242,22 @@ def test_earlier_file_stays_when_the_disk_is_full(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+def test_file_is_not_kept_when_its_last_bytes_do_not_fit(tmp_path):
+    # HDF5 writes the end of the file as it is closed.
+    trained = make_trained(tmp_path)
+    path = trained.write(tmp_path / "cells.h5ad", (1, 1))
+    nearly_all = path.stat().st_size * 9 // 10
+    path.unlink()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nearly_all, allowed[1]))
+    try:
+        with pytest.raises(DataError, match="cannot be written: File too large"):
+            trained.write(path, (1, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_folder_that_cannot_be_made_is_an_error(tmp_path, name):
     (tmp_path / "file").touch()
