@@ -110,12 +110,19 @@ def read_counts(parameters: InputParameters) -> RawCells:
     Raises
     ------
     ConfigError
-        If `parameters` name a layer the file does not have.
+        If `parameters` name a layer the file does not have, or as label a column of
+        ours.
     DataError
         If the file cannot be read, lacks a column, or holds no counts where they
         should be.
     """
     clustering, split = parameters.clustering, parameters.split
+    if clustering.label in OUR_COLUMNS:
+        msg = (
+            f'input_ds.clustering: key is "{clustering.label}", a column that we '
+            f"write. Give the labels another name in the raw file."
+        )
+        raise ConfigError(msg)
     columns = {}
     if clustering.res is None:
         columns["input_ds.clustering.key"] = clustering.label

@@ -73,9 +73,9 @@ def matrix_in_memory(matrix: Any, var: pd.DataFrame) -> Matrix:
 def compressed_blocks(group: Any, n_major: int, n_minor: int) -> Blocks:
     """Read stored (data, indices, indptr) a few rows, or columns, at a time."""
     indptr = np.asarray(group["indptr"][:], dtype=np.int64)
-    sizes = np.diff(indptr)
-    if len(sizes) != n_major or (sizes < 0).any() or indptr[-1] != len(group["data"]):
-        msg = f"pointers do not fit {n_major} rows and {len(group['data'])} values"
+    sizes, n_values = np.diff(indptr), group["data"].shape[0]
+    if len(sizes) != n_major or (sizes < 0).any() or indptr[-1] != n_values:
+        msg = f"pointers do not fit {n_major} rows and {n_values} values"
         raise ValueError(msg)
     for start, stop in row_ranges(indptr):
         span = slice(int(indptr[start]), int(indptr[stop]))

@@ -68,7 +68,7 @@ def _anndata_group(group: Any) -> RawFile:
     matrices = {}
     if "X" in group:
         matrices["X"] = stored_matrix(group["X"], var)
-    if "raw" in group:
+    if "raw/X" in group:
         matrices["raw"] = stored_matrix(group["raw/X"], read_elem(group["raw/var"]))
     if "layers" in group:
         for name in group["layers"].keys():  # noqa: SIM118  (zarr groups iterate otherwise)
