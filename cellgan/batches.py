@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -313,11 +314,22 @@ def _densify(cells: SparseCells, n_genes: int) -> CellBatch:
 
 
 def _available_bytes() -> int:
-    """Return the memory that this process may still take, control groups included."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [pages]
+    """Return the memory that this process may still take, as far as Linux tells."""
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    return min(limits)
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    groups = Path("/proc/self/cgroup").read_text()
+    return min([available, *_control_group_bytes(groups, Path("/sys/fs/cgroup"))])
+
+
+def _control_group_bytes(groups: str, root: Path) -> Iterator[int]:
+    """Yield what each control group around this process, as a container, has left."""
+    for group in re.findall("^0::/(.*)$", groups, flags=re.MULTILINE):
+        folder = root / group
+        for level in (folder, *folder.parents):
+            limit = level / "memory.max"
+            if limit.exists() and limit.read_text().strip() != "max":
+                used = int((level / "memory.current").read_text())
+                yield int(limit.read_text()) - used

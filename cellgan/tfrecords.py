@@ -89,12 +89,12 @@ def _varint_table(
     limit: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Varints of ``0..limit-1``, padded; their lengths; which bytes are no padding."""
-    encoded = [encode_varint(number) for number in range(limit)]
-    lengths = np.array([len(varint) for varint in encoded], np.int64)
-    longest = int(lengths.max(initial=1))
-    padded = b"".join(varint.ljust(longest, b"\0") for varint in encoded)
-    table = np.frombuffer(padded, np.uint8).reshape(limit, longest)
-    return table, lengths, np.arange(longest) < lengths[:, None]
+    numbers = np.arange(limit)[:, None]
+    longest = len(encode_varint(max(limit - 1, 0)))
+    place = np.arange(longest)
+    lengths = 1 + np.sum(numbers >> 7 * place[1:] > 0, axis=1)
+    table = numbers >> 7 * place & 127 | 128 * (place < lengths[:, None] - 1)
+    return table.astype(np.uint8), lengths, place < lengths[:, None]
 
 
 def unpack_varints(
