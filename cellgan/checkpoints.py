@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from cellgan.errors import CheckpointError, TrainingError
@@ -57,9 +56,8 @@ class StageCheckpoint:
         start_from: Path | None = None,
         is_chief: bool = True,
     ) -> None:
-        seeds = _seed_states(trackables)
-        everything = {**trackables, "seed_states": seeds} if seeds else trackables
-        self._checkpoint = tf.train.Checkpoint(**everything)
+        self._variables = _variables(trackables)
+        self._checkpoint = _checkpoint(self._variables)
         self._folder = folder
         self._keep = keep
         self._start_from = start_from
@@ -139,10 +137,8 @@ class StageCheckpoint:
             raise CheckpointError(_of_another_model(path, error)) from error
 
     def _require_finite(self, step: int) -> None:
-        for part in tf.train.TrackableView(self._checkpoint).descendants():
-            if not isinstance(part, keras.Variable | tf.Variable):
-                continue
-            value = tf.convert_to_tensor(part)
+        for variable in self._variables.values():
+            value = tf.convert_to_tensor(variable)
             if value.dtype.is_floating and not bool(
                 tf.reduce_all(tf.math.is_finite(value))
             ):
@@ -152,9 +148,8 @@ class StageCheckpoint:
                     if latest
                     else "there is no older checkpoint"
                 )
-                name = getattr(part, "path", part.name)
                 msg = (
-                    f"{self._folder}: the weight {name} is not finite after step "
+                    f"{self._folder}: the weight {variable.name} is not finite after step "
                     f"{step}, so it is not saved; {sound}.\n    Lower "
                     f"training.learning_rate.alpha_0."
                 )
@@ -210,7 +205,7 @@ def restore_weights(
         known = ", ".join(map(str, steps))
         msg = f"{folder}: no checkpoint of step {step}. There are: {known}."
         raise CheckpointError(msg)
-    status = _read(tf.train.Checkpoint(**trackables), folder, step)
+    status = _read(_checkpoint(_variables(trackables)), folder, step)
     try:
         status.assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
@@ -279,11 +274,20 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path.rename(path.with_name(f".{path.name}.old.tmp")))
 
 
-def _seed_states(trackables: Mapping[str, Any]) -> list[tf.Variable]:
-    """Return the states of Keras seed generators, which TensorFlow does not track."""
-    return [
-        variable.value
-        for part in tf.nest.flatten(dict(trackables))
-        for variable in getattr(part, "variables", ())
-        if "seed_generator" in getattr(variable, "path", "")
-    ]
+def _checkpoint(variables: Mapping[str, tf.Variable]) -> tf.train.Checkpoint:
+    return tf.train.Checkpoint(variables=dict(variables))
+
+
+def _variables(trackables: Mapping[str, Any]) -> dict[str, tf.Variable]:
+    """Return every variable of the parts of a stage, named by its place in them.
+
+    TensorFlow finds neither the layers that a Keras layer holds in a list nor the states
+    of seed generators, so what Keras itself lists is saved.
+    """
+    return {
+        f"{name}/{place}": (
+            variable.value if isinstance(variable, keras.Variable) else variable
+        )
+        for name, part in trackables.items()
+        for place, variable in enumerate(getattr(part, "variables", (part,)))
+    }

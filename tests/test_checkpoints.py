@@ -248,3 +248,23 @@ def test_start_from_a_folder_without_checkpoints_is_an_error(folder, tmp_path):
 def test_a_worker_that_is_not_chief_keeps_nothing(folder):
     StageCheckpoint(filled_stage(1).trackables(), folder, is_chief=False).save(10)
     assert not folder.exists()
+
+
+class LayersInAList(keras.layers.Layer):
+    """Holds its layers in a list, as TensorFlow's own tracking does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [keras.layers.Dense(3), keras.layers.BatchNormalization()]
+        for layer in self.layers:
+            layer.build((None, 3))
+
+
+def test_layers_that_are_held_in_a_list_are_saved_and_restored(folder):
+    saved, fresh = LayersInAList(), LayersInAList()
+    for variable in saved.variables:
+        variable.assign(tf.fill(variable.shape, 7.0))
+    StageCheckpoint({"net": saved}, folder).save(1)
+    restore_weights(folder, {"net": fresh})
+    assert len(fresh.variables) == 6
+    assert all(np.all(np.asarray(variable) == 7) for variable in fresh.variables)
