@@ -167,7 +167,7 @@ def _write_elements(
         warnings.filterwarnings("ignore", message="zarr v3 autosharding")
         anndata.io.write_elem(group, "/", cells)
         if "raw" in group:
-            pass; #del group["raw"]  # an empty one, which AnnData's backed mode cannot read
+            del group["raw"]  # an empty one, which AnnData's backed mode cannot read
         # Row pointers of 64 bits: large files hold more than 2**31 values.
         start = sp.csr_matrix((0, cells.n_vars), dtype=np.float32)
         start.indptr = start.indptr.astype(np.int64)

@@ -183,6 +183,21 @@ def test_matrix_market_says_whether_values_are_whole(tmp_path):
     assert scipy.io.mminfo(whole)[3:] == ("coordinate", "integer", "general")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # scanpy's own
+def test_scanpy_reads_the_10x_folder(tmp_path):
+    import scanpy  # takes seconds to load
+
+    trained = make_trained(tmp_path)
+    path = trained.write(tmp_path / "cells.mtx", (7, 5), counts=True)
+    found = scanpy.read_10x_mtx(path)
+    expected = trained.generate((7, 5), counts=True)
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    assert found.var_names.tolist() == expected.var_names.tolist()
+    assert set(found.var["feature_types"]) == {"Gene Expression"}
+
+
 def test_h5ad_counts_its_values_in_64_bits_and_is_compressed(tmp_path):
     h5py = pytest.importorskip("h5py")
     path = make_trained(tmp_path).write(tmp_path / "cells.h5ad", (2, 2))
@@ -190,6 +205,15 @@ def test_h5ad_counts_its_values_in_64_bits_and_is_compressed(tmp_path):
         assert file["X/indptr"].dtype == np.int64
         assert file["X/data"].compression == "gzip"
         assert file["X/data"].dtype == np.float32
+
+
+def test_h5ad_can_be_read_without_loading_it(tmp_path):
+    trained = make_trained(tmp_path)
+    path = trained.write(tmp_path / "cells.h5ad", (2, 2))
+    cells = anndata.read_h5ad(path, backed="r")
+    expected = trained.generate((2, 2)).X.toarray()
+    np.testing.assert_array_equal(cells[1:3].to_memory().X.toarray(), expected[1:3])
+    cells.file.close()
 
 
 def test_zarr_is_of_format_3(tmp_path):
