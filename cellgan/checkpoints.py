@@ -1,21 +1,27 @@
 """What a resumed run needs, on disk: saved whole or not at all.
 
 A checkpoint is a folder ``model-<step>``, named after the completed steps, that is
-written under a temporary name and renamed when complete. It holds TensorFlow's own
-object-based format. Nothing is trusted on the way back: a checkpoint that is damaged,
-or of another model, is an error and never a fresh start.
+written under a temporary name and renamed when complete. Nothing is trusted on the way
+back: a checkpoint that is damaged, or of another model, is an error and never a fresh
+start.
+
+A part of a stage (a network, an optimizer) is saved as the list of its variables.
+TensorFlow's own tracking of objects is not relied upon: it sees neither layers that a
+Keras layer holds in a list nor the states of seed generators, and says nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from cellgan.errors import CheckpointError, TrainingError
@@ -23,6 +29,10 @@ from cellgan.experiment import replacing
 
 log = logging.getLogger(__name__)
 
+Variables = Mapping[str, Sequence[keras.Variable]]
+"""Variables by part, for example ``{"generator": [...], "critic": [...]}``."""
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+"""Ends the key of every variable in a checkpoint: ``generator/0/.ATTRIBUTES/...``."""
 NAME = re.compile(r"model-([1-9][0-9]*)")
 UNREADABLE = (tf.errors.OpError, LookupError, RuntimeError, OSError)
 """What TensorFlow raises for damaged files, partly as untranslated C++ exceptions."""
@@ -34,7 +44,7 @@ class StageCheckpoint:
     Parameters
     ----------
     trackables
-        What `TrainingStage.trackables` returns, built.
+        What `TrainingStage.trackables` returns: parts with ``variables``, built.
     folder
         ``job/<stage>/checkpoints``; made when needed.
     keep
@@ -56,8 +66,7 @@ class StageCheckpoint:
         start_from: Path | None = None,
         is_chief: bool = True,
     ) -> None:
-        self._variables = _variables(trackables)
-        self._checkpoint = _checkpoint(self._variables)
+        self._variables = variables_by_part(trackables)
         self._folder = folder
         self._keep = keep
         self._start_from = start_from
@@ -108,13 +117,13 @@ class StageCheckpoint:
         self._require_finite(step)
         if not self._is_chief:
             with tempfile.TemporaryDirectory() as scratch:
-                self._checkpoint.write(str(Path(scratch) / "model"))
+                _as_checkpoint(self._variables).write(str(Path(scratch) / "model"))
             return
         path = checkpoint_path(self._folder, step)
         try:
             with replacing(path) as temporary:
                 temporary.mkdir()
-                self._checkpoint.write(_prefix(temporary))
+                _as_checkpoint(self._variables).write(_prefix(temporary))
         except UNREADABLE as error:
             latest = self.latest_step()
             sound = f"The checkpoint of step {latest} is intact" if latest else ""
@@ -129,31 +138,29 @@ class StageCheckpoint:
             _remove(checkpoint_path(self._folder, old))
 
     def _restore(self, folder: Path, step: int) -> None:
-        path = checkpoint_path(folder, step)
-        status = _read(self._checkpoint, folder, step)
-        try:
-            status.assert_consumed()
-        except AssertionError as error:
-            raise CheckpointError(_of_another_model(path, error)) from error
+        saved = _shapes(folder, step)
+        _require_same(checkpoint_path(folder, step), self._variables, saved)
+        _read(folder, step, self._variables)
 
     def _require_finite(self, step: int) -> None:
-        for variable in self._variables.values():
+        for variable in itertools.chain(*self._variables.values()):
             value = tf.convert_to_tensor(variable)
-            if value.dtype.is_floating and not bool(
-                tf.reduce_all(tf.math.is_finite(value))
-            ):
-                latest = self.latest_step()
-                sound = (
-                    f"the checkpoint of step {latest} is sound"
-                    if latest
-                    else "there is no older checkpoint"
-                )
-                msg = (
-                    f"{self._folder}: the weight {variable.name} is not finite after step "
-                    f"{step}, so it is not saved; {sound}.\n    Lower "
-                    f"training.learning_rate.alpha_0."
-                )
-                raise TrainingError(msg)
+            if not value.dtype.is_floating:
+                continue
+            if tf.reduce_all(tf.math.is_finite(value)):
+                continue
+            latest = self.latest_step()
+            sound = (
+                f"the checkpoint of step {latest} is sound"
+                if latest
+                else "there is no older checkpoint"
+            )
+            msg = (
+                f"{self._folder}: {variable.path} is not finite after step {step}, so "
+                f"it is not saved; {sound}.\n    Train under another experiment name "
+                f"with a lower training.learning_rate.alpha_0."
+            )
+            raise TrainingError(msg)
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process was writing or deleting."""
@@ -205,12 +212,11 @@ def restore_weights(
         known = ", ".join(map(str, steps))
         msg = f"{folder}: no checkpoint of step {step}. There are: {known}."
         raise CheckpointError(msg)
-    status = _read(_checkpoint(_variables(trackables)), folder, step)
-    try:
-        status.assert_existing_objects_matched().expect_partial()
-    except AssertionError as error:
-        path = checkpoint_path(folder, step)
-        raise CheckpointError(_of_another_model(path, error)) from error
+    parts = variables_by_part(trackables)
+    saved = _shapes(folder, step)
+    given = {name: shape for name, shape in saved.items() if _part(name) in parts}
+    _require_same(checkpoint_path(folder, step), parts, given)
+    _read(folder, step, parts)
     return step
 
 
@@ -225,23 +231,79 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"model-{step}"
 
 
-def _read(checkpoint: tf.train.Checkpoint, folder: Path, step: int) -> Any:
-    path = checkpoint_path(folder, step)
+def variables_by_part(
+    trackables: Mapping[str, Any],
+) -> dict[str, list[keras.Variable]]:
+    """Return every variable that a checkpoint of these parts holds."""
+    return {name: list(part.variables) for name, part in trackables.items()}
+
+
+def _as_checkpoint(parts: Variables) -> tf.train.Checkpoint:
+    values = {name: [v.value for v in part] for name, part in parts.items()}
+    return tf.train.Checkpoint(**values)
+
+
+def _key(part: str, index: int) -> str:
+    return f"{part}/{index}{SUFFIX}"
+
+
+def _part(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _shapes(folder: Path, step: int) -> dict[str, list[int]]:
+    """Return the shapes of what a checkpoint holds, by key."""
     try:
-        return checkpoint.read(_prefix(path))
-    except ValueError as error:  # shapes or types differ
-        raise CheckpointError(_of_another_model(path, error)) from error
+        reader = tf.train.load_checkpoint(_prefix(checkpoint_path(folder, step)))
+        shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
     except UNREADABLE as error:
-        older = [s for s in saved_steps(folder) if s < step]
-        sound = [s for s in older if _is_sound(checkpoint_path(folder, s))]
-        advice = (
-            f"The checkpoint of step {sound[-1]} is sound: delete {path} and run the "
-            f"same command again to go on from there."
-            if sound
-            else f"No older checkpoint is sound: delete {folder} and train again."
+        raise _damaged(folder, step, error) from error
+    return {key: shape for key, shape in shapes.items() if key.endswith(SUFFIX)}
+
+
+def _read(folder: Path, step: int, parts: Variables) -> None:
+    prefix = _prefix(checkpoint_path(folder, step))
+    try:
+        _as_checkpoint(parts).read(prefix).assert_existing_objects_matched()
+    except UNREADABLE as error:
+        raise _damaged(folder, step, error) from error
+
+
+def _require_same(path: Path, parts: Variables, saved: Mapping[str, list[int]]) -> None:
+    """Refuse a checkpoint that holds more, less or other shapes than are wanted."""
+    wanted = {
+        _key(name, index): variable
+        for name, part in parts.items()
+        for index, variable in enumerate(part)
+    }
+    differences = [
+        f"{variable.path} has shape {tuple(variable.shape)} here and "
+        f"{tuple(saved[key]) if key in saved else 'no place'} there"
+        for key, variable in wanted.items()
+        if list(variable.shape) != saved.get(key)
+    ]
+    extra = sorted({_part(key) for key in saved.keys() - wanted.keys()})
+    differences += [f"more variables of {name} are there" for name in extra]
+    if differences:
+        msg = (
+            f"{path}: made by another model: {differences[0]} "
+            f"({len(differences)} differences).\n    Use the model parameters it was "
+            f"trained with, or another experiment name."
         )
-        msg = f"{path}: damaged: {_first_line(error)}\n    {advice}"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(msg)
+
+
+def _damaged(folder: Path, step: int, error: Exception) -> CheckpointError:
+    path = checkpoint_path(folder, step)
+    older = [s for s in saved_steps(folder) if s < step]
+    sound = [s for s in older if _is_sound(checkpoint_path(folder, s))]
+    advice = (
+        f"The checkpoint of step {sound[-1]} is sound: delete {path} and run the same "
+        f"command again to go on from there."
+        if sound
+        else f"No older checkpoint is sound: delete {folder} and train again."
+    )
+    return CheckpointError(f"{path}: damaged: {_first_line(error)}\n    {advice}")
 
 
 def _is_sound(path: Path) -> bool:
@@ -252,13 +314,6 @@ def _is_sound(path: Path) -> bool:
     except UNREADABLE:
         return False
     return True
-
-
-def _of_another_model(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: made by another model: {_first_line(error)}\n"
-        f"    Use the model parameters it was trained with, or another experiment name."
-    )
 
 
 def _first_line(error: Exception) -> str:
@@ -272,22 +327,3 @@ def _prefix(path: Path) -> str:
 def _remove(path: Path) -> None:
     """Delete a checkpoint; at no moment is half of it there under its name."""
     shutil.rmtree(path.rename(path.with_name(f".{path.name}.old.tmp")))
-
-
-def _checkpoint(variables: Mapping[str, tf.Variable]) -> tf.train.Checkpoint:
-    return tf.train.Checkpoint(variables=dict(variables))
-
-
-def _variables(trackables: Mapping[str, Any]) -> dict[str, tf.Variable]:
-    """Return every variable of the parts of a stage, named by its place in them.
-
-    TensorFlow finds neither the layers that a Keras layer holds in a list nor the states
-    of seed generators, so what Keras itself lists is saved.
-    """
-    return {
-        f"{name}/{place}": (
-            variable.value if isinstance(variable, keras.Variable) else variable
-        )
-        for name, part in trackables.items()
-        for place, variable in enumerate(getattr(part, "variables", (part,)))
-    }
