@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import tensorflow as tf
 
@@ -89,7 +89,14 @@ def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
 def distributed_batches(
     strategy: tf.distribute.Strategy, batches_from: BatchesFrom, position: int
 ) -> Iterator[CellBatch]:
-    """Iterate over batches from a position on, each replica seeing its own share.
+    """Iterate over the batches of `distributed_dataset`."""
+    return iter(distributed_dataset(strategy, batches_from, position))
+
+
+def distributed_dataset(
+    strategy: tf.distribute.Strategy, batches_from: BatchesFrom, position: int
+) -> Iterable[CellBatch]:
+    """Return batches from a position on, each replica seeing its own share.
 
     Parameters
     ----------
@@ -105,7 +112,7 @@ def distributed_batches(
         n_local = context.num_replicas_in_sync // context.num_input_pipelines
         return shares if n_local == 1 else shares.map(_cut(n_local)).unbatch()
 
-    return iter(strategy.distribute_datasets_from_function(of_worker))
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 def mean_over_replicas(values: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:

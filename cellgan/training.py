@@ -20,7 +20,7 @@ from cellgan.checkpoints import StageCheckpoint
 from cellgan.distribution import (
     BatchesFrom,
     check_same_step,
-    distributed_batches,
+    distributed_dataset,
     mean_over_replicas,
 )
 from cellgan.errors import TrainingError
@@ -192,8 +192,8 @@ def train_stage(
         Built inside ``strategy.scope()``.
     batches_from
         Training batches from a position on, in global batches; step s starts at
-        ``s * stage.batches_per_step``. Diagnostics look at the first training batch,
-        the same at every summary, through an iterator of their own.
+        ``s * stage.batches_per_step``. Diagnostics look at the first batch of this
+        run at every summary, through an iterator of their own.
     on_validation
         Called with the step on every worker, since weights that are averaged over
         replicas can only be read by all of them together.
@@ -216,8 +216,9 @@ def train_stage(
         return step
     log.begin(step, schedule.max_steps)
     steps = CompiledSteps(stage, schedule.seed, strategy)
-    first_batch = next(distributed_batches(strategy, batches_from, 0))
-    batches = distributed_batches(strategy, batches_from, step * stage.batches_per_step)
+    position = step * stage.batches_per_step
+    dataset = distributed_dataset(strategy, batches_from, position)
+    batches, first_batch = iter(dataset), next(iter(dataset))
     while step < schedule.max_steps:
         end = min(schedule.next_due(step), step + schedule.steps_per_call)
         step, metrics = steps.run(batches, step, end)

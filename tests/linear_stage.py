@@ -1,24 +1,13 @@
-"""A small stage for tests of the loop: noisy linear regression on two batches a step.
-
-Run as a program, it trains in an experiment folder, to be killed or distributed.
-"""
+"""A small stage for tests of the loop: noisy regression on two batches a step."""
 
 from __future__ import annotations
-
-import sys
-import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
-from cellgan.checkpoints import StageCheckpoint
-from cellgan.distribution import check_batch_size, is_chief, make_strategy
 from cellgan.models.base import TrainingStage
-from cellgan.summaries import RunLog
-from cellgan.training import Schedule, train_stage
 
 N_GENES = 5
 BATCH_SIZE = 8
@@ -111,65 +100,3 @@ def batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Data
         return CellBatch({"rna": share}, {"rna": total}, {"cluster": codes})
 
     return tf.data.Dataset.counter(position).map(make)
-
-
-def train(
-    folder: Path,
-    stage: TrainingStage,
-    schedule: Schedule,
-    *,
-    strategy=None,
-    on_validation=lambda _: None,
-    start_from=None,
-) -> int:
-    """Train `stage` as an experiment in `folder`."""
-    strategy = strategy or tf.distribute.get_strategy()
-    chief = is_chief(strategy)
-    job = folder / "job"
-    checkpoint = StageCheckpoint(
-        stage.trackables(),
-        job / stage.name / "checkpoints",
-        start_from=start_from,
-        is_chief=chief,
-    )
-    logs = job / stage.name / "logs"
-    metrics_file = job / "metrics.jsonl"
-    with RunLog(folder.name, stage.name, logs, metrics_file, is_chief=chief) as log:
-        return train_stage(
-            stage, batches_from, schedule, checkpoint, log, on_validation, strategy
-        )
-
-
-def main(folder: str, distribution: str, n_cpus: str, schedule: dict) -> None:
-    """Train under a distribution; every process stores its replicas' weights."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    logical = [tf.config.LogicalDeviceConfiguration()] * int(n_cpus)
-    tf.config.set_logical_device_configuration(cpu, logical)
-    strategy = make_strategy(distribution)
-    check_batch_size(BATCH_SIZE, strategy)
-    with strategy.scope():
-        stage = LinearStage(noise=0.0, dropout=0.0)
-    plan = Schedule(**schedule)
-    train(
-        Path(folder),
-        stage,
-        plan,
-        strategy=strategy,
-        on_validation=lambda _: time.sleep(0.02),
-    )
-    resolver = strategy.cluster_resolver
-    task = resolver.task_id if resolver else 0
-    values = {
-        f"{number}/{replica}": value.numpy()
-        for number, variable in enumerate(stage.net.variables)
-        for replica, value in enumerate(
-            strategy.experimental_local_results(variable.value)
-        )
-    }
-    np.savez(Path(folder) / f"weights-{task}.npz", **values)
-
-
-if __name__ == "__main__":
-    import json
-
-    main(*sys.argv[1:4], json.loads(sys.argv[4]))

@@ -62,6 +62,25 @@ def test_restore_gives_back_the_state_of_seed_generators(folder):
     np.testing.assert_array_equal(restored[0], [5, 77])
 
 
+def test_restore_gives_back_layers_that_a_layer_holds_in_a_list(folder):
+    """TensorFlow's own tracking of objects misses them."""
+
+    class Stack(keras.layers.Layer):
+        def __init__(self, value):
+            super().__init__()
+            self.parts = [keras.layers.BatchNormalization() for _ in range(2)]
+            for part in self.parts:
+                part.build((None, 3))
+                part.moving_mean.assign([value] * 3)
+
+    StageCheckpoint({"stack": Stack(7.0)}, folder).save(1)
+    resumed, generating = Stack(0.0), Stack(0.0)
+    StageCheckpoint({"stack": resumed}, folder).restore_latest()
+    restore_weights(folder, {"stack": generating})
+    for part in (*resumed.parts, *generating.parts):
+        np.testing.assert_array_equal(part.moving_mean, [7.0, 7.0, 7.0])
+
+
 def test_restore_returns_0_in_a_fresh_folder(folder):
     checkpoint = StageCheckpoint(LinearStage().trackables(), folder)
     assert checkpoint.restore_latest() == 0
@@ -87,7 +106,9 @@ def test_save_refuses_weights_that_are_not_finite(folder, kind):
     stage = filled_stage(1)
     variable = {"net": stage.net.weights[1], "optimizer": stage.optimizer.variables[4]}
     variable[kind].assign(tf.fill(variable[kind].shape, np.inf))
-    message = "not finite after step 20, so it is not saved; the checkpoint of step 10"
+    message = (
+        "is not finite after step 20, so it is not saved; the checkpoint of step 10"
+    )
     with pytest.raises(TrainingError, match=message):
         StageCheckpoint(stage.trackables(), folder).save(20)
     assert saved_steps(folder) == [10]
@@ -129,7 +150,8 @@ def test_a_missing_file_is_damage_and_no_sound_checkpoint_is_promised(folder):
 def test_a_checkpoint_of_other_shapes_is_of_another_model(folder):
     save(folder, 10)
     with pytest.raises(
-        CheckpointError, match=r"model-10: made by another model: .*\(5,"
+        CheckpointError,
+        match=r"made by another model: \S+/kernel has shape \(5, 5\) here and \(5, 4\)",
     ):
         StageCheckpoint(LinearStage(width=5).trackables(), folder).restore_latest()
 
@@ -144,7 +166,8 @@ def test_a_checkpoint_with_less_than_the_model_is_of_another_model(folder):
 def test_an_optimizer_that_was_not_built_is_no_silent_skip(folder):
     save(folder, 10)
     parts = {**LinearStage().trackables(), "optimizer": keras.optimizers.Adam(1e-2)}
-    with pytest.raises(CheckpointError, match=r"made by another model: .*optimizer"):
+    message = r"made by another model: more variables of optimizer are there \(1 diff"
+    with pytest.raises(CheckpointError, match=message):
         StageCheckpoint(parts, folder).restore_latest()
 
 
@@ -202,8 +225,15 @@ def test_restore_weights_refuses_a_weight_that_was_not_saved(folder):
     save(folder, 10)
     extra = keras.layers.Dense(2)
     extra.build((None, 3))
-    with pytest.raises(CheckpointError, match="made by another model"):
+    with pytest.raises(CheckpointError, match=r"has shape \(3, 2\) here and no place"):
         restore_weights(folder, {"net": LinearStage().net, "extra": extra})
+
+
+def test_restore_weights_refuses_a_part_that_was_saved_with_more_layers(folder):
+    save(folder, 10)
+    fewer = keras.Sequential(LinearStage().net.layers[:1])
+    with pytest.raises(CheckpointError, match="more variables of net are there"):
+        restore_weights(folder, {"net": fewer})
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from cellgan.distribution import (
 )
 from cellgan.errors import ConfigError
 from cellgan.training import Schedule
-from tests.linear_stage import BATCH_SIZE, LinearStage, batches_from, train
+from tests.linear_stage import BATCH_SIZE, batches_from
+from tests.training_run import STAGES, saved_variables, train
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = {
@@ -42,7 +43,7 @@ workers = ["127.0.0.1:2222", "127.0.0.1:2223"]
 tasks = [{"type": "worker", "index": index} for index in range(2)]
 running = [
     subprocess.Popen(
-        [sys.executable, "-m", "tests.linear_stage", *sys.argv[1:]],
+        [sys.executable, "-m", "tests.training_run", *sys.argv[1:]],
         env={
             **os.environ,
             "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task}),
@@ -60,22 +61,23 @@ def can_isolate():
     return subprocess.run([*ISOLATED, "true"], check=False).returncode == 0
 
 
-def run_program(folder, distribution, n_cpus, **schedule):
-    arguments = [folder, distribution, str(n_cpus), json.dumps(SCHEDULE | schedule)]
-    command = [sys.executable, "-m", "tests.linear_stage", *arguments]
-    subprocess.run(command, cwd=ROOT, check=True)
+def run_program(folder, kind, distribution, n_cpus, **schedule):
+    plan = json.dumps(SCHEDULE | schedule)
+    command = [sys.executable, "-m", "tests.training_run"]
+    arguments = [folder, kind, distribution, str(n_cpus), plan]
+    subprocess.run([*command, *arguments], cwd=ROOT, check=True)
 
 
 def run_two_workers(folder, **schedule):
-    arguments = [folder, "auto", "1", json.dumps(SCHEDULE | schedule)]
+    arguments = [folder, "linear", "auto", "1", json.dumps(SCHEDULE | schedule)]
     command = [*ISOLATED, sys.executable, "-c", TWO_WORKERS, *arguments]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
-def single_device_weights(folder):
-    stage = LinearStage(noise=0.0, dropout=0.0)
+def single_device_variables(folder):
+    stage = STAGES["linear"]()
     train(folder, stage, Schedule(**SCHEDULE))
-    return {str(n): variable.numpy() for n, variable in enumerate(stage.net.variables)}
+    return {str(n): value.numpy() for n, value in enumerate(saved_variables(stage))}
 
 
 @pytest.fixture
@@ -186,19 +188,19 @@ def test_a_batch_that_cannot_be_shared_evenly_is_an_error(
 
 def test_batches_start_at_the_position():
     strategy = tf.distribute.get_strategy()
-    batches = distributed_batches(strategy, batches_from, 0)
+    batches = iter(distributed_batches(strategy, batches_from, 0))
     third = [next(batches) for _ in range(3)][2]
-    late = next(distributed_batches(strategy, batches_from, 2))
+    late = next(iter(distributed_batches(strategy, batches_from, 2)))
     np.testing.assert_array_equal(late.features["rna"], third.features["rna"])
     assert late.features["rna"].shape[0] == BATCH_SIZE
 
 
 def test_two_devices_of_one_machine_equal_one_device(tmp_path):
-    expected = single_device_weights(tmp_path / "one")
+    expected = single_device_variables(tmp_path / "one")
     folder = tmp_path / "two"
     folder.mkdir()
-    run_program(folder, "mirrored", 2)
-    found = np.load(folder / "weights-0.npz")
+    run_program(folder, "linear", "mirrored", 2)
+    found = np.load(folder / "variables-0.npz")
     assert set(found) == {f"{n}/{replica}" for n in expected for replica in range(2)}
     for number, weight in expected.items():
         np.testing.assert_array_equal(found[f"{number}/0"], found[f"{number}/1"])
@@ -207,14 +209,26 @@ def test_two_devices_of_one_machine_equal_one_device(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scGAN", "cscGAN"])
+def test_the_gan_has_the_same_variables_on_two_devices(tmp_path, kind):
+    run_program(tmp_path, kind, "mirrored", 2, max_steps=6)
+    run_program(tmp_path, kind, "mirrored", 2, max_steps=9)
+    found = np.load(tmp_path / "variables-0.npz")
+    numbers = {name.split("/")[0] for name in found}
+    assert set(found) == {f"{n}/{replica}" for n in numbers for replica in range(2)}
+    for number in numbers:
+        np.testing.assert_array_equal(found[f"{number}/0"], found[f"{number}/1"])
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="no network namespaces here")
 def test_two_workers_equal_one_device_and_resume(tmp_path):
-    expected = single_device_weights(tmp_path / "one")
+    expected = single_device_variables(tmp_path / "one")
     folder = tmp_path / "two"
     folder.mkdir()
     run_two_workers(folder, max_steps=15)
     run_two_workers(folder)  # goes on from step 15
-    first, second = (np.load(folder / f"weights-{task}.npz") for task in range(2))
+    first, second = (np.load(folder / f"variables-{task}.npz") for task in range(2))
     assert set(first) == {f"{number}/0" for number in expected}
     for number, weight in expected.items():
         np.testing.assert_array_equal(first[f"{number}/0"], second[f"{number}/0"])
@@ -232,8 +246,8 @@ def test_workers_that_restored_different_steps_stop(tmp_path):
     folder, empty = tmp_path / "two", tmp_path / "empty"
     folder.mkdir()
     empty.mkdir()
-    run_program(folder, "one_device", 1, max_steps=10)
-    arguments = ["auto", "1", json.dumps(SCHEDULE)]
+    run_program(folder, "linear", "one_device", 1, max_steps=10)
+    arguments = ["linear", "auto", "1", json.dumps(SCHEDULE)]
     program = TWO_WORKERS.replace(
         "*sys.argv[1:]]", "sys.argv[1 + task['index']], *sys.argv[3:]]"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from cellgan.training import Schedule
-from tests.linear_stage import LinearStage, train
+from tests.linear_stage import LinearStage
+from tests.training_run import STAGES, saved_variables, train
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = Schedule(
@@ -22,43 +24,61 @@ SCHEDULE = Schedule(
 )
 
 
-def assert_equal(these, those):
-    for this, that in zip(these, those, strict=True):
+def assert_same_variables(these, those):
+    for this, that in zip(saved_variables(these), saved_variables(those), strict=True):
         np.testing.assert_array_equal(this, that)
 
 
-@pytest.mark.parametrize("stop", [1, 7, 30])
+def killed_run(folder, kind, schedule, checkpoint):
+    """Start training in a process of its own; kill it once a checkpoint is there."""
+    command = [sys.executable, "-m", "tests.training_run", folder, kind]
+    plan = json.dumps(dataclasses.asdict(schedule))
+    process = subprocess.Popen([*command, "one_device", "1", plan], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (folder / checkpoint).exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stop", [1, 7])
 def test_resume_is_exact_for_a_stage_with_dropout(tmp_path, stop):
-    whole, before, after = LinearStage(), LinearStage(), LinearStage()
+    whole, before, after = (LinearStage() for _ in range(3))
     train(tmp_path / "whole", whole, SCHEDULE)
     train(tmp_path / "cut", before, dataclasses.replace(SCHEDULE, max_steps=stop))
     train(tmp_path / "cut", after, SCHEDULE)
-    assert_equal(after.weights(), whole.weights())
+    assert_same_variables(after, whole)
 
 
-def wait_for(path, process):
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.005)
+@pytest.mark.parametrize("kind", ["scGAN", "cscGAN"])
+def test_resume_is_exact_for_the_gan(tmp_path, kind):
+    whole, resumed = STAGES[kind](), STAGES[kind]()
+    schedule = Schedule(8, 0, 0, 0, 4)
+    train(tmp_path / "whole", whole, schedule)
+    checkpoints = "job/gan/checkpoints"
+    kept = tmp_path / "whole" / checkpoints / "model-4"
+    shutil.copytree(kept, tmp_path / "cut" / checkpoints / "model-4")
+    train(tmp_path / "cut", resumed, schedule)
+    assert_same_variables(resumed, whole)
 
 
 def test_resume_is_exact_after_sigkill(tmp_path):
     folder = tmp_path / "killed"
-    schedule = json.dumps(dataclasses.asdict(SCHEDULE))
-    command = [sys.executable, "-m", "tests.linear_stage", folder, "one_device", "1"]
-    process = subprocess.Popen([*command, schedule], cwd=ROOT)
-    wait_for(folder / "job/linear/checkpoints/model-18", process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder / "weights-0.npz").exists()
-
-    whole, resumed = (LinearStage(noise=0.0, dropout=0.0) for _ in range(2))
+    killed_run(folder, "linear", SCHEDULE, "job/linear/checkpoints/model-18")
+    whole, resumed = STAGES["linear"](), STAGES["linear"]()
     train(tmp_path / "whole", whole, SCHEDULE)
     assert train(folder, resumed, SCHEDULE) == 60
-    assert_equal(resumed.weights(), whole.weights())
-    steps = [
-        json.loads(line)["step"]
-        for line in (folder / "job/metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == list(range(5, 61, 5))
+    assert_same_variables(resumed, whole)
+    lines = (folder / "job/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(5, 61, 5))
+
+
+@pytest.mark.slow
+def test_resume_of_the_gan_is_exact_after_sigkill(tmp_path):
+    folder = tmp_path / "killed"
+    killed_run(folder, "cscGAN", SCHEDULE, "job/gan/checkpoints/model-24")
+    whole, resumed = STAGES["cscGAN"](), STAGES["cscGAN"]()
+    train(tmp_path / "whole", whole, SCHEDULE)
+    assert train(folder, resumed, SCHEDULE) == 60
+    assert_same_variables(resumed, whole)

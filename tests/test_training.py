@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cellgan.errors import TrainingError
 from cellgan.seeds import derive_seed
 from cellgan.training import Schedule, replica_seed
-from tests.linear_stage import LinearStage, train
+from tests.linear_stage import LinearStage
+from tests.training_run import train
 
 QUIET = Schedule(
     max_steps=23, progress_freq=0, validation_freq=0, summary_freq=0, save_freq=10

@@ -1,0 +1,144 @@
+"""Training for tests: in this process, or as a program that is killed or distributed.
+
+Stages are a linear one and tiny GANs, on cells that are a function of their number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from cellgan.batches import CellBatch
+from cellgan.checkpoints import StageCheckpoint
+from cellgan.config import parse_experiment
+from cellgan.distribution import check_batch_size, is_chief, make_strategy
+from cellgan.models import build_model
+from cellgan.models.base import TrainingStage
+from cellgan.summaries import RunLog
+from cellgan.training import Schedule, train_stage
+from tests import linear_stage
+from tests.manifests import make_manifest
+from tests.synthetic import make_cells
+
+N_CELLS, N_GENES = 64, 24
+
+
+def make_gan_stage(model_type: str) -> TrainingStage:
+    """Build the stage of a tiny GAN."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad", "scale": "normalize_per_cell_LS_1000"},
+        "model": {
+            "type": model_type,
+            "latent_dim": 4,
+            "gen_layers": [8],
+            "critic_layers": [8],
+        },
+        "training": {
+            "max_steps": 100,
+            "critic_iters": 2,
+            "learning_rate": {"alpha_0": 1e-3, "alpha_final": 1e-4},
+        },
+    }
+    manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
+    (stage,) = build_model(parse_experiment(block, "test"), manifest).stages()
+    return stage
+
+
+def gan_batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Dataset:
+    """Return counts and clusters of 8 cells at a time, in order."""
+    cells = make_cells(N_CELLS, N_GENES)
+    counts = cells.counts.toarray()
+    codes = np.unique(cells.labels, return_inverse=True)[1].astype(np.int32)
+    size = linear_stage.BATCH_SIZE // n_shards
+    every = CellBatch({"rna": counts}, {"rna": counts.sum(1)}, {"cluster": codes})
+    batches = tf.data.Dataset.from_tensor_slices(every).batch(size, drop_remainder=True)
+    return batches.repeat().shard(n_shards, shard_index).skip(position)
+
+
+def train(
+    folder: Path,
+    stage: TrainingStage,
+    schedule: Schedule,
+    *,
+    strategy=None,
+    on_validation=lambda _: None,
+    start_from=None,
+) -> int:
+    """Train `stage` as an experiment in `folder`."""
+    strategy = strategy or tf.distribute.get_strategy()
+    chief = is_chief(strategy)
+    job = folder / "job"
+    is_linear = stage.name == "linear"
+    checkpoint = StageCheckpoint(
+        stage.trackables(),
+        job / stage.name / "checkpoints",
+        start_from=start_from,
+        is_chief=chief,
+    )
+    logs = job / stage.name / "logs"
+    metrics_file = job / "metrics.jsonl"
+    with RunLog(folder.name, stage.name, logs, metrics_file, is_chief=chief) as log:
+        return train_stage(
+            stage,
+            linear_stage.batches_from if is_linear else gan_batches_from,
+            schedule,
+            checkpoint,
+            log,
+            on_validation,
+            strategy,
+        )
+
+
+def saved_variables(stage: TrainingStage) -> list[tf.Variable]:
+    """Return every variable of the stage, in an order of its own."""
+    variables = [
+        variable
+        for _, part in sorted(stage.trackables().items())
+        for variable in part.variables
+    ]
+    assert variables
+    return variables
+
+
+STAGES = {
+    "linear": lambda: linear_stage.LinearStage(noise=0.0, dropout=0.0),
+    "scGAN": lambda: make_gan_stage("scGAN"),
+    "cscGAN": lambda: make_gan_stage("cscGAN"),
+}
+
+
+def main(folder: Path, kind: str, distribution: str, n_cpus: int, plan: str) -> None:
+    """Train under a distribution; every process stores its replicas' variables."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * n_cpus
+    tf.config.set_logical_device_configuration(cpu, logical)
+    strategy = make_strategy(distribution)
+    check_batch_size(linear_stage.BATCH_SIZE, strategy)
+    with strategy.scope():
+        stage = STAGES[kind]()
+    train(
+        folder,
+        stage,
+        Schedule(**json.loads(plan)),
+        strategy=strategy,
+        on_validation=lambda _: time.sleep(0.02),
+    )
+    resolver = strategy.cluster_resolver
+    task = resolver.task_id if resolver else 0
+    values = {
+        f"{number}/{replica}": value.numpy()
+        for number, variable in enumerate(saved_variables(stage))
+        for replica, value in enumerate(
+            strategy.experimental_local_results(variable.value)
+        )
+    }
+    np.savez(folder / f"variables-{task}.npz", **values)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
