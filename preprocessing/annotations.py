@@ -36,8 +36,14 @@ def require_column(obs: pd.DataFrame, column: str, where: str) -> None:
     Raises
     ------
     DataError
-        With the nearest column and all columns.
+        With the nearest column and all columns; or if its name cannot be stored.
     """
+    if "/" in column:
+        msg = (
+            f'{where}: "{column}" holds a "/", which .h5ad cannot store in a name. '
+            f"Rename the column in the raw file."
+        )
+        raise DataError(msg)
     if column not in obs.columns:
         known = [str(name) for name in obs.columns]
         msg = (
@@ -104,8 +110,11 @@ def _is_writable(column: pd.Series) -> bool:
 
 
 def _as_written(column: pd.Series) -> pd.Series:
-    """Text as a categorical, which also holds missing values."""
-    return column.astype("category") if column.dtype == object else column
+    """Text that repeats or is missing as a categorical, which stores both."""
+    if column.dtype.kind != "O" or isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    is_plain = column.is_unique and not column.hasnans
+    return column.astype(object if is_plain else "category")
 
 
 def _text(value: Any) -> str:

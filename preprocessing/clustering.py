@@ -23,7 +23,7 @@ N_TOP_GENES = 1000
 N_COMPONENTS = 50
 N_NEIGHBORS = 15
 """A cell counts as its own first neighbour."""
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 2048
 
 logger = logging.getLogger(__name__)
 

@@ -53,11 +53,13 @@ def stored_matrix(element: Any, var: pd.DataFrame) -> Matrix | None:
         blocks = functools.partial(compressed_blocks, element, major, minor)
         return Matrix(var, blocks, by_gene)
     n_cells, n_genes = element.shape
+    stored_together = element.chunks[0] if element.chunks else 1
 
     def rows(start: int, stop: int) -> Any:
         return element[start:stop]
 
-    return Matrix(var, functools.partial(dense_blocks, rows, n_cells, n_genes))
+    blocks = functools.partial(dense_blocks, rows, n_cells, n_genes, stored_together)
+    return Matrix(var, blocks)
 
 
 def matrix_in_memory(matrix: Any, var: pd.DataFrame) -> Matrix:
@@ -91,10 +93,16 @@ def compressed_blocks(group: Any, n_major: int, n_minor: int) -> Blocks:
 
 
 def dense_blocks(
-    read: Callable[[int, int], Any], n_cells: int, n_genes: int, multiple: int = 1
+    read: Callable[[int, int], Any], n_cells: int, n_genes: int, stored_together: int
 ) -> Blocks:
-    """Read a dense matrix some cells at a time, a multiple of `multiple`."""
-    step = max(multiple, BLOCK_VALUES // max(n_genes, 1) // multiple * multiple)
+    """Read a dense matrix some cells at a time.
+
+    Cells that are `stored_together`, in one chunk of the file, are read together unless
+    they would fill the memory.
+    """
+    step = max(1, BLOCK_VALUES // max(n_genes, 1))
+    if stored_together <= 8 * step:
+        step = max(1, step // stored_together) * stored_together
     for start in range(0, n_cells, step):
         yield sp.csr_matrix(as_float32(read(start, min(start + step, n_cells))))
 

@@ -40,8 +40,8 @@ def _transposed(stored: h5py.Dataset, var: pd.DataFrame) -> Matrix:
     def columns(start: int, stop: int) -> Any:
         return stored[:, start:stop].T
 
-    multiple = stored.chunks[1] if stored.chunks else 1
-    blocks = functools.partial(dense_blocks, columns, n_cells, n_genes, multiple)
+    together = stored.chunks[1] if stored.chunks else 1
+    blocks = functools.partial(dense_blocks, columns, n_cells, n_genes, together)
     return Matrix(var, blocks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from preprocessing.annotations import (
     with_unique_names,
     writable_columns,
 )
+from preprocessing.experiment_folder import write_h5ad
 
 
 @given(st.lists(st.sampled_from(["a", "a-1", "a-2", "a-1-1", "b"]), max_size=12))
@@ -84,6 +86,8 @@ def test_columns_that_cannot_be_written_are_left_out():
             "flag": [True, False],
             "text": ["a", None],
             "kind": pd.Categorical(["x", "y"]),
+            "string": pd.array(["p", "q"], dtype="string"),
+            "nullable": pd.array([1, None], dtype="Int64"),
             "list": [[1], [2]],
             "mixed": ["a", 1],
             "with/slash": [1, 2],
@@ -91,5 +95,32 @@ def test_columns_that_cannot_be_written_are_left_out():
         }
     )
     kept, dropped = writable_columns(obs)
-    assert list(kept) == ["number", "flag", "text", "kind"]
+    assert list(kept) == ["number", "flag", "text", "kind", "string", "nullable"]
     assert dropped == ["list", "mixed", "with/slash", "day"]
+
+
+def test_written_columns_come_back(tmp_path):
+    obs = pd.DataFrame(
+        {
+            "text": ["a", None, "b"],
+            "string": pd.array(["p", "q", "p"], dtype="string"),
+            "unique": ["x", "y", "z"],
+            "nullable": pd.array([1, None, 2], dtype="Int64"),
+        },
+        index=["c0", "c1", "c2"],
+    )
+    kept, dropped = writable_columns(obs)
+    write_h5ad(tmp_path / "cells.h5ad", ad.AnnData(np.eye(3), kept))
+    written = ad.read_h5ad(tmp_path / "cells.h5ad").obs
+    assert dropped == []
+    assert list(as_text(written["text"])) == ["a", "", "b"]
+    assert list(as_text(written["string"])) == ["p", "q", "p"]
+    assert list(as_text(written["unique"])) == ["x", "y", "z"]
+    assert list(as_text(written["nullable"])) == ["1", "", "2"]
+
+
+def test_column_name_that_cannot_be_stored_is_refused():
+    with pytest.raises(DataError, match=r'clustering.key: "cell/type" holds a "/"'):
+        require_column(
+            pd.DataFrame({"cell/type": [1]}), "cell/type", "input_ds.clustering.key"
+        )
