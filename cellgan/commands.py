@@ -6,13 +6,16 @@ knows all of them. Heavy libraries are imported by the verb that needs them.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from cellgan import queue
-from cellgan.cell_requests import LIKE_DATA, check_save_path, parse_cells_no
+from cellgan.cell_requests import check_save_path, parse_cells_no
 from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def run_queue(
 
 def process(experiment: Experiment, *, overwrite: bool = False) -> None:
     """Turn the raw file into filtered, split records."""
-    import preprocessing  # noqa: PLC0415  (loads scanpy)
+    import preprocessing  # noqa: PLC0415  (main needs it for this verb only)
 
     preprocessing.process(experiment, overwrite=overwrite)
 
@@ -64,8 +67,11 @@ def train(experiment: Experiment) -> None:
         If parameters differ from those the experiment was processed or trained with.
     """
     manifest = experiment.manifest()
+    stored = experiment.stored_parameters().get("training", {})
+    experiment = _with_data_source(experiment, stored.get("data_source", "auto"))
     experiment.check_frozen("input_ds", "model", "training")
 
+    _load_tensorflow()
     from cellgan import batches, distribution, models, summaries  # noqa: PLC0415
     from cellgan.checkpoints import StageCheckpoint  # noqa: PLC0415
     from cellgan.training import Schedule, train_stage  # noqa: PLC0415
@@ -75,11 +81,11 @@ def train(experiment: Experiment) -> None:
     strategy = distribution.make_strategy(training.distribution)
     distribution.check_batch_size(training.batch_size, strategy)
     is_chief = distribution.is_chief(strategy)
-    if is_chief:
-        experiment.freeze("model", "training")
     source = batches.choose_data_source(
         experiment.records_folder, manifest, training.data_source
     )
+    if is_chief:
+        _with_data_source(experiment, source).freeze("model", "training")
 
     def batches_from(position: int, shard_index: int, n_shards: int) -> object:
         return batches.training_batches(
@@ -160,6 +166,7 @@ def generate(
     )
     path = check_save_path(save_path or experiment.generated_file)
 
+    _load_tensorflow()
     from cellgan.generation import TrainedModel  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
@@ -175,3 +182,85 @@ def evaluate(experiment: Experiment) -> None:
     from cellgan import evaluation  # noqa: PLC0415
 
     evaluation.evaluate(experiment)
+
+
+def augment(
+    experiment: Experiment, label: str, fractions: Sequence[float], *, n_seeds: int
+) -> None:
+    """Measure whether generated cells help to recognise a label with few cells.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `cellgan.augmentation.augment`.
+    """
+    experiment.check_frozen("input_ds")
+
+    _load_tensorflow()
+    from cellgan import augmentation  # noqa: PLC0415
+    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from preprocessing.experiment_folder import write_experiment  # noqa: PLC0415
+
+    augmentation.augment(
+        experiment,
+        label,
+        fractions,
+        range(n_seeds),
+        write_dataset=lambda derived, cells: write_experiment(derived, cells, {}),
+        train=train,
+        generate=lambda derived, numbers, seed: TrainedModel.load(
+            derived.folder
+        ).generate(numbers, seed=seed),
+    )
+
+
+def estimate(experiment: Experiment) -> None:
+    """Tell the memory, disk and time that each stage needs, before anything runs.
+
+    The raw file is read and filtered (unless the experiment is processed), and some
+    steps of training are timed; nothing is written.
+    """
+    if experiment.is_processed:
+        experiment.check_frozen("input_ds")
+        manifest, n_values = experiment.manifest(), None
+    else:
+        from preprocessing.survey import survey  # noqa: PLC0415
+
+        manifest, n_values = survey(experiment)
+
+    _load_tensorflow()
+    from cellgan.estimate import describe, estimate_training  # noqa: PLC0415
+
+    estimates = estimate_training(experiment.parameters, manifest)
+    log.info("%s", describe(experiment.name, manifest, n_values, estimates))
+
+
+def _with_data_source(
+    experiment: Experiment, settled: Literal["auto", "memory", "disk"]
+) -> Experiment:
+    """Let what the first run settled stand for ``"auto"``.
+
+    Memory and disk give batches in different orders, so a resumed run must not choose
+    anew.
+    """
+    training = experiment.parameters.training
+    if training.data_source != "auto":
+        return experiment
+    training = dataclasses.replace(training, data_source=settled)
+    parameters = dataclasses.replace(experiment.parameters, training=training)
+    return dataclasses.replace(experiment, parameters=parameters)
+
+
+def _load_tensorflow() -> None:
+    """Import TensorFlow without its start-up messages, which no setting silences."""
+    if "tensorflow" in sys.modules:
+        return
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow  # noqa: F401, PLC0415  (its messages come with the import)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)

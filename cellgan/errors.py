@@ -32,7 +32,7 @@ class TrainingError(CellganError):
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean "x"?`` for the known name nearest to `found`, or ``""``."""
+    """Return ``Did you mean "x"?`` for the name nearest to `found`, or nothing."""
     by_lower = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(found.lower(), by_lower, n=1, cutoff=0.6)
     return f' Did you mean "{by_lower[nearest[0]]}"?' if nearest else ""

@@ -17,6 +17,7 @@ killed run leaves nothing half-written under a final name.
       job/metrics.jsonl    one line per summary
       generated/           cells.h5ad
       evaluation/          report.json and plots
+      augmentation/        tables and plots; one experiment folder per run of --augment
 """
 
 from __future__ import annotations
@@ -66,39 +67,53 @@ class Experiment:
 
     @property
     def parameters_file(self) -> Path:
+        """Parameters as frozen, with the reference's ``preprocessed`` block."""
         return self.folder / "parameters.json"
 
     @property
     def manifest_file(self) -> Path:
+        """What the data are; there when processing is complete."""
         return self.folder / "manifest.json"
 
     @property
     def processed_file(self) -> Path:
+        """Filtered counts with label and split."""
         return self.folder / "processed.h5ad"
 
     @property
     def records_folder(self) -> Path:
+        """The records that training reads."""
         return self.folder / "TF_records"
 
     @property
     def job_folder(self) -> Path:
+        """What training writes."""
         return self.folder / "job"
 
     @property
     def metrics_file(self) -> Path:
+        """One JSON line per summary of training."""
         return self.job_folder / "metrics.jsonl"
 
     @property
     def embedding_folder(self) -> Path:
+        """Maps of real and generated cells, drawn in training."""
         return self.job_folder / "TSNE"
 
     @property
     def generated_file(self) -> Path:
+        """Where generated cells go unless told otherwise."""
         return self.folder / "generated" / "cells.h5ad"
 
     @property
     def evaluation_folder(self) -> Path:
+        """Report and figures of the evaluation."""
         return self.folder / "evaluation"
+
+    @property
+    def augmentation_folder(self) -> Path:
+        """Tables, plots and runs of the augmentation study."""
+        return self.folder / "augmentation"
 
     def checkpoints_folder(self, stage: str) -> Path:
         """Folder of a stage's checkpoints."""
@@ -199,7 +214,9 @@ class Experiment:
         folder = Path(folder)
         file = folder / "parameters.json"
         if not file.exists():
-            reason = "it has no parameters.json" if folder.is_dir() else "no such folder"
+            reason = (
+                "it has no parameters.json" if folder.is_dir() else "no such folder"
+            )
             msg = f"{folder}: not an experiment folder: {reason}."
             raise DataError(msg)
         return cls(folder, parse_experiment(read_json(file), str(file)))
@@ -240,9 +257,7 @@ def reference_manifest(block: Mapping[str, Any], where: str) -> DatasetManifest:
         target_library_size=scale,
         record_values="normalized",
         split_sizes={split: sum(per_split[split]) for split in splits},
-        cells_per_category={
-            split: {"cluster": per_split[split]} for split in splits
-        },
+        cells_per_category={split: {"cluster": per_split[split]} for split in splits},
         library_sizes={"rna": tuple(() for _ in categories)},
         shards={},
     )

@@ -33,7 +33,7 @@ class GanConfig:
     critic_layers: Widths = (1024, 512, 256)
     gen_layers: Widths = (256, 512, 1024)
     critic_cond_type: Literal["proj", "old_proj"] = "proj"
-    """``"proj"``: a linear read-out per label (what the reference runs under this name);
+    """``"proj"``: a linear read-out per label, what the reference runs by this name;
     ``"old_proj"``: Miyato and Koyama's projection with one shared read-out."""
     gen_cond_type: Literal["batchnorm", "layernorm", "none"] = "batchnorm"
     """Which normalisation carries the label; ``"none"`` normalises nothing and the

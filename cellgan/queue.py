@@ -13,7 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ IN_QUEUE = "CELLGAN_QUEUE"
 
 
 def run_queue(
-    commands: dict[str, Sequence[str]], gpus: Sequence[str]
+    commands: Mapping[str, Sequence[str]], gpus: Sequence[str]
 ) -> dict[str, int]:
     """Run one command line per experiment, as many at a time as there are GPU groups.
 

@@ -6,7 +6,6 @@ take part in generating; only the chief draws.
 
 from __future__ import annotations
 
-import logging
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -20,8 +19,6 @@ from cellgan.manifest import RNA, DatasetManifest
 from cellgan.models.base import GenerationRequest, GenerativeModel, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.summaries import RunLog
-
-log = logging.getLogger(__name__)
 
 VALIDATION_BATCH = 256
 PROJECTED_COMPONENTS = 50
@@ -60,7 +57,7 @@ class Validation:
         self._real: tuple[sp.csr_matrix, npt.NDArray[np.int32]] | None = None
 
     def __call__(self, step: int) -> None:
-        """Log the losses of the validation cells, and map them beside generated ones."""
+        """Log the losses of the validation cells; map them beside generated ones."""
         if not self._manifest.split_sizes["valid"]:
             return
         losses = self._losses()
@@ -119,7 +116,7 @@ class Validation:
             seed=0,
             log_components=False,
             categories=vocabulary.categories,
-            title=f"{self._experiment.name}, step {step}: validation and generated cells",
+            title=f"{self._experiment.name}, step {step}: validation cells",
         )
         self._log.image(step, plots.METHOD_TITLES[method], path)
         shown = names if is_conditional else np.full(len(codes), "generated")
@@ -144,4 +141,3 @@ class Validation:
                 codes.append(batch.covariates[self._manifest.label].numpy())
             self._real = sp.vstack(rows, format="csr"), np.concatenate(codes)
         return self._real
-

@@ -223,9 +223,7 @@ def test_wrong_value_is_named(tmp_path: Path, edit: Edit, message: str) -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    path = edited(
-        tmp_path, lambda e: e["training"].update(batch_size=0, critic_iter=5)
-    )
+    path = edited(tmp_path, lambda e: e["training"].update(batch_size=0, critic_iter=5))
 
     with pytest.raises(ConfigError, match=r"(?s)batch_size: 0.*critic_iter"):
         load_parameters(path)

@@ -94,26 +94,27 @@ def test_frozen_value_that_was_frozen_stays_when_the_same_is_frozen_again(
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [(True, "it has no parameters.json"), (False, "no such folder")],
+    ("folder", "message"),
+    [(".", "it has no parameters.json"), ("other", "no such folder")],
 )
 def test_opening_another_folder_is_refused(
-    tmp_path: Path, make: bool, message: str
+    tmp_path: Path, folder: str, message: str
 ) -> None:
-    folder = tmp_path / "other"
-    [folder.mkdir() for _ in range(make)]
-
     with pytest.raises(DataError, match=message):
-        Experiment.open(folder)
+        Experiment.open(tmp_path / folder)
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
 
-    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise OSError("disk full")  # noqa: EM101
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")  # noqa: EM101
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -249,7 +249,7 @@ def _read(
     cells: anndata.AnnData, rows: Rows, columns: Rows, library_size: float
 ) -> sp.csr_array:
     """Read rows and scale them by all their genes; return the wanted columns."""
-    values = sp.csr_array(cells[rows].to_memory().X)
+    values = sp.csr_array(cells[rows].X)
     if not np.isfinite(values.data).all() or (values.data < 0).any():
         msg = (
             f"{cells.filename}: holds values that are negative or not finite.\n"
