@@ -37,12 +37,16 @@ RULES = (
 )
 
 
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ast.Module]:
+    return read_house()
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_house_has_no(rule) -> None:
-    modules = read_house()
+def test_house_has_no(rule, modules) -> None:
+    faults = rule(modules)
 
     assert "cellgan.models.base" in modules
-    faults = rule(modules)
     assert not faults, "\n".join(faults)
 
 
