@@ -70,6 +70,7 @@ class Generator(keras.layers.Layer):
     ) -> None:
         super().__init__(name="generator", dtype=dtype, autocast=False)
         self.n_latent = widths[0]
+        self.uses_codes = n_categories is not None and normalization != "none"
         self._n_categories = n_categories
         self._library_size = library_size
         self.linears = [

@@ -241,7 +241,11 @@ class GanStage(TrainingStage):
         """
         generator = self.generator.network
         fake = generator(draws.noise, draws.codes, training=training)
-        partner = generator(draws.noise, codes, training=training)
+        partner = (
+            generator(draws.noise, codes, training=training)
+            if generator.uses_codes
+            else fake
+        )
         between = losses.interpolate(real, partner.cells, draws.mixing)
         inputs = CriticInputs(real, codes, fake.cells, draws.codes, between)
         return inputs, partner.statistics
@@ -249,8 +253,12 @@ class GanStage(TrainingStage):
     def critic_terms(self, inputs: CriticInputs) -> CriticTerms:
         """Return the critic's loss."""
         critic = self.critic.network
-        real_scores = critic(inputs.real, inputs.real_codes)
-        fake_scores = critic(inputs.fake, inputs.fake_codes)
+        # One pass over both: twice the rows take less than twice as long to multiply.
+        scores = critic(
+            tf.concat([inputs.real, inputs.fake], axis=0),
+            tf.concat([inputs.real_codes, inputs.fake_codes], axis=0),
+        )
+        real_scores, fake_scores = tf.split(scores, 2)
         slopes = losses.slopes(critic.score_gradient(inputs.between, inputs.real_codes))
         penalty = losses.gradient_penalty(slopes)
         distance = losses.wasserstein_distance(real_scores, fake_scores)
