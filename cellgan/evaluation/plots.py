@@ -20,6 +20,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cellgan.evaluation.metrics import N_COMPONENTS, Floats, Labels, Matrix, dense
 from cellgan.experiment import replacing
@@ -28,6 +29,7 @@ REAL_COLOUR = "#1f5fbf"
 GENERATED_COLOUR = "#d62728"
 LEGEND_ROWS = 30
 MOST_GENE_NAMES = 100
+FEW_CELLS = 1000
 METHOD_TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
 STRATEGY_COLOURS = ("#7f7f7f", "#ff7f0e", "#1f5fbf", "#2ca02c", "#9467bd")
 
@@ -127,7 +129,9 @@ def embed(
     else:
         perplexity = min(30.0, (len(cells) - 1) / 3)
         mapper = TSNE(perplexity=perplexity, random_state=seed, n_jobs=-1)
-    return np.asarray(mapper.fit_transform(cells), np.float32)
+    # Few cells are mapped faster by one thread: 160 in 0.5 s, in 2.5 s by two.
+    with threadpool_limits(1 if len(cells) < FEW_CELLS else None):
+        return np.asarray(mapper.fit_transform(cells), np.float32)
 
 
 def gene_figure(
