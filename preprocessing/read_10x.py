@@ -98,7 +98,7 @@ def _coordinate_blocks(path: Path, n_cells: int, n_genes: int) -> Blocks:
             header=None,
             names=["gene", "cell", "value"],
             dtype={"gene": np.int32, "cell": np.int32, "value": np.float64},
-            chunksize=BLOCK_VALUES,
+            chunksize=max(1, BLOCK_VALUES // 4),
         )
         with progress(n_values, f"parse {path.name}", "values") as bar:
             for chunk in chunks if n_values else ():

@@ -6,7 +6,8 @@ import contextlib
 import csv
 import functools
 import gzip
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from preprocessing.raw_file import Matrix, RawFile, dense_blocks, texts
-from preprocessing.sparse_blocks import BLOCK_VALUES
+from preprocessing.sparse_blocks import BLOCK_VALUES, progress
 
 INDEX_HEADERS = ("", "index", "cell", "cells", "cell_id", "barcode", "barcodes")
 """A first column with one of these headers holds cell names, whatever its values."""
@@ -57,40 +58,65 @@ def _attributes(group: h5py.Group, size: int, names: Sequence[str]) -> pd.DataFr
 
 
 def read_text(path: Path, obs_columns: Sequence[str]) -> RawFile:
-    """Read a table of cells x genes with a header line."""
+    """Read a table of cells x genes with a header line.
+
+    The first column holds cell names if its header says so, if it has none, or if its
+    first value is no number. Columns named in `obs_columns` describe cells.
+    """
     with open_text(path) as file:
         first = file.readline()
-        delimiter = max(",\t;", key=first.count)
-        header, values = csv.reader([first, file.readline()], delimiter=delimiter)
-    n_named = len(values) == len(header) + 1  # R leaves the corner out
-    header = ["", *header] if n_named else header
-    has_index = header[0].lower() in INDEX_HEADERS or not _is_number(values[0])
-    describing = [i for i, name in enumerate(header) if name in obs_columns]
-    described = [0, *describing] if has_index else describing
-    genes = [i for i in range(len(header)) if i not in described]
-    types = {i: str if i in described else np.float32 for i in range(len(header))}
-    frames, parts = [], []
-    chunks = pd.read_csv(
-        path,
-        sep=delimiter,
-        header=None,
-        skiprows=1,
-        names=list(range(len(header))),
-        index_col=False,
-        dtype=types,
-        chunksize=max(1, BLOCK_VALUES // len(header)),
-        low_memory=False,
+        file.seek(0)
+        lines = csv.reader(file, delimiter=max(",\t;", key=first.count))
+        header = next(lines, [])
+        values = next(lines, None)
+        if values is None:
+            msg = "no line of values after the header"
+            raise ValueError(msg)
+        if len(values) == len(header) + 1:  # R leaves the corner out
+            header = ["", *header]
+        has_names = header[0] not in obs_columns and (
+            header[0].lower() in INDEX_HEADERS or not _is_number(values[0])
+        )
+        describing = [i for i, name in enumerate(header) if name in obs_columns]
+        described = [0, *describing] if has_names else describing
+        columns, parts = _parse_lines(
+            itertools.chain([values], lines), len(header), described
+        )
+    n_cells = sum(part.shape[0] for part in parts)
+    names = columns[0] if has_names else [str(i) for i in range(n_cells)]
+    obs = pd.DataFrame({header[i]: columns[i] for i in describing}, index=names)
+    var = pd.DataFrame(
+        index=[name for i, name in enumerate(header) if i not in described]
     )
-    for chunk in chunks:
-        frames.append(chunk[described])
-        parts.append(sp.csr_matrix(chunk[genes].to_numpy(np.float32)))
-    table = pd.concat(frames)
-    names = table[0].astype(str) if has_index else np.arange(len(table)).astype(str)
-    obs = pd.DataFrame(
-        {header[i]: table[i].to_numpy() for i in describing}, index=names
-    )
-    var = pd.DataFrame(index=[header[i] for i in genes])
     return RawFile(obs, {"X": Matrix(var, lambda: iter(parts))})
+
+
+def _parse_lines(
+    lines: Iterator[list[str]], n_columns: int, described: Sequence[int]
+) -> tuple[dict[int, list[str]], list[sp.csr_matrix]]:
+    """Return the text columns `described`, by position, and blocks of the others."""
+    columns: dict[int, list[str]] = {i: [] for i in described}
+    rows, parts = [], []
+    rows_at_once = max(1, BLOCK_VALUES // n_columns)
+    with progress(None, "parse", "cells") as bar, np.errstate(over="ignore"):
+        for number, line in enumerate(filter(None, lines), start=2):
+            if len(line) != n_columns:
+                msg = f"line {number}: {len(line)} columns, expected {n_columns}"
+                raise ValueError(msg)
+            for i in reversed(described):
+                columns[i].append(line.pop(i))
+            try:
+                rows.append(np.array(line, dtype=np.float32))
+            except ValueError as error:
+                msg = f"line {number}: {error}"
+                raise ValueError(msg) from None
+            if len(rows) == rows_at_once:
+                parts.append(sp.csr_matrix(np.stack(rows)))
+                rows = []
+            bar.update()
+    if rows:
+        parts.append(sp.csr_matrix(np.stack(rows)))
+    return columns, parts
 
 
 def _is_number(text: str) -> bool:
@@ -104,5 +130,5 @@ def _is_number(text: str) -> bool:
 def open_text(path: Path) -> TextIO:
     """Open a text file, plain or .gz."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")

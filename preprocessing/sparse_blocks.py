@@ -31,8 +31,8 @@ class UnsuitableValueError(Exception):
         self.column = column
 
 
-def progress(total: int, description: str, unit: str) -> tqdm[Any]:
-    """Return a progress bar on a terminal, once a task takes longer than a second."""
+def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:
+    """Return a progress bar, for tasks longer than a second and only on a terminal."""
     return tqdm(
         total=total,
         desc=description,
