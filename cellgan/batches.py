@@ -3,6 +3,9 @@
 Which cells a training batch holds is a function of the seed and the batch's number
 alone, so a resumed run sees the batches of an uninterrupted one without anything being
 saved, and several workers share the batches without talking to each other.
+
+Pipelines are made of TensorFlow operations alone: one that runs Python code in its
+threads can keep the process from ending.
 """
 
 from __future__ import annotations
@@ -11,22 +14,20 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.errors import DataError
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.records import (
-    CellRecords,
     RecordSchema,
     check_shard,
-    concatenate,
     read_blocks,
     read_shard,
     split_files,
@@ -40,6 +41,7 @@ MEMORY_SHARE = 0.4
 """Share of the available memory that decoded cells may take. Joining the files takes
 as much again for a moment."""
 BYTES_PER_VALUE = 8
+ENDLESS = 2**62
 
 
 class CellBatch(NamedTuple):
@@ -55,22 +57,19 @@ class CellBatch(NamedTuple):
     """``[c]`` (n_cells,) int32 codes."""
 
 
-class SparseCells(NamedTuple):
-    """Some cells, their values one after the other."""
+class CellStore(NamedTuple):
+    """Decoded cells in memory: sparse rows, one after the other."""
 
-    n_values: npt.NDArray[np.int32]
-    """``(n_cells,)``: how many of the values are each cell's."""
-    genes: npt.NDArray[np.int32]
-    """Position of the gene of each value."""
-    values: npt.NDArray[np.float32]
-    library_size: npt.NDArray[np.float32]
-    """``(n_cells,)``."""
-    covariates: Mapping[str, npt.NDArray[np.int32]]
-    """``[c]`` (n_cells,)."""
-
-
-Part = tuple[CellRecords, npt.NDArray[np.int64]]
-"""Cells, and which of them are meant, in order."""
+    starts: tf.Tensor
+    """``(n_cells + 1,)`` int64: where each cell begins in `genes` and `values`."""
+    genes: tf.Tensor
+    """``(n_values,)`` int32: position of the gene of each value."""
+    values: tf.Tensor
+    """``(n_values,)`` float32."""
+    library_size: tf.Tensor
+    """``(n_cells,)`` float32."""
+    covariates: Mapping[str, tf.Tensor]
+    """``[c]`` (n_cells,) int32."""
 
 
 def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
@@ -105,10 +104,10 @@ def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
         them, the cells of the batches from ``k`` on of one worker with batch size B.
     source
         - ``"memory"``: all cells are decoded once and kept; any cell may follow any.
-        - ``"disk"``: files are decoded one after the other, in an order of their own
-          in each epoch, and the cells of each are shuffled; memory holds about one
-          file, which is a random tenth of the training cells. Another order than
-          that of ``"memory"``, and as reproducible.
+        - ``"disk"``: files are read one after the other, in an order of their own in
+          each epoch, and the cells of each are shuffled; memory holds about one file,
+          which is a random tenth of the training cells. Another order than that of
+          ``"memory"``, and as reproducible.
 
     Raises
     ------
@@ -118,22 +117,37 @@ def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
     """
     files = split_files(folder, manifest, "train")
     if source == "memory":
-        cells = _read_all(files, manifest)
-        sizes = [len(cells)]
+        store = _load(files, manifest)
+        sizes = [len(store.library_size)]
     else:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             sizes = list(pool.map(lambda file: check_shard(file, manifest), files))
-    _require_cells(sum(sizes), folder, "train")
+    n_cells = _require_cells(sum(sizes), folder, "train")
+    key = derive_seed(seed, "order of cells")
 
-    def load(index: int) -> CellRecords:
-        return cells if source == "memory" else read_shard(files[index], manifest)
+    def epoch_in_memory(epoch: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(
+            _shuffle(tf.range(n_cells), key, epoch)
+        )
 
-    def generate() -> Iterator[SparseCells]:
-        first = (position + shard_index) * batch_size
-        parts = _shuffled_parts(load, sizes, seed, first)
-        return itertools.islice(_cut(parts, batch_size, manifest), 0, None, n_shards)
+    def epoch_on_disk(epoch: tf.Tensor) -> tf.data.Dataset:
+        return _shuffled_records(files, sizes, key, epoch)
 
-    return _dense_batches(generate, manifest, batch_size)
+    first_epoch, n_seen = divmod(position * batch_size, n_cells)
+    return (
+        tf.data.Dataset.range(first_epoch, ENDLESS)
+        .flat_map(epoch_in_memory if source == "memory" else epoch_on_disk)
+        .skip(n_seen)
+        .batch(batch_size, drop_remainder=True)
+        .shard(n_shards, shard_index)
+        .map(
+            partial(_take, store, len(manifest.features[RNA]))
+            if source == "memory"
+            else partial(_parse, manifest),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
 def evaluation_batches(
@@ -151,15 +165,10 @@ def evaluation_batches(
     DataError
         If a record file is missing, damaged or of another run, or the split is empty.
     """
-    cells = _read_all(split_files(folder, manifest, split), manifest)
-    _require_cells(len(cells), folder, split)
-
-    def generate() -> Iterator[SparseCells]:
-        rows = np.arange(len(cells))
-        for start in range(0, len(cells), batch_size):
-            yield _take(cells, rows[start : start + batch_size], manifest)
-
-    return _dense_batches(generate, manifest, None)
+    store = _load(split_files(folder, manifest, split), manifest)
+    n_cells = _require_cells(len(store.library_size), folder, split)
+    rows = tf.data.Dataset.range(n_cells).batch(batch_size)
+    return rows.map(partial(_take, store, len(manifest.features[RNA]))).prefetch(1)
 
 
 def choose_data_source(
@@ -194,16 +203,35 @@ def choose_data_source(
     return source
 
 
-def _read_all(files: Sequence[Path], manifest: DatasetManifest) -> CellRecords:
+def _load(files: Sequence[Path], manifest: DatasetManifest) -> CellStore:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return concatenate(
-            list(pool.map(lambda file: read_shard(file, manifest), files))
+        shards = list(pool.map(lambda file: read_shard(file, manifest), files))
+    is_scaled = manifest.record_values == "normalized"
+    sizes = np.concatenate([np.diff(shard.values.indptr) for shard in shards])
+    with tf.device("CPU:0"):
+        return CellStore(
+            starts=tf.constant(np.cumsum([0, *sizes]), tf.int64),
+            genes=tf.concat([shard.values.indices for shard in shards], axis=0),
+            values=tf.concat([shard.values.data for shard in shards], axis=0),
+            library_size=tf.concat(
+                [
+                    (
+                        shard.count_no if is_scaled else shard.values.sum(axis=1).A1
+                    ).astype(np.float32)
+                    for shard in shards
+                ],
+                axis=0,
+            ),
+            covariates={
+                name: tf.concat([shard.codes[name] for shard in shards], axis=0)
+                for name in manifest.covariates
+            },
         )
 
 
-def _require_cells(n_cells: int, folder: Path, split: str) -> None:
+def _require_cells(n_cells: int, folder: Path, split: str) -> int:
     if n_cells:
-        return
+        return n_cells
     advice = (
         "Lower split.valid_cells and split.test_cells"
         if split == "train"
@@ -216,101 +244,99 @@ def _require_cells(n_cells: int, folder: Path, split: str) -> None:
     raise DataError(msg)
 
 
-def _shuffled_parts(
-    load: Callable[[int], CellRecords], sizes: Sequence[int], seed: int, first: int
-) -> Iterator[Part]:
-    """Yield shuffled files, epoch after epoch, from the cell numbered `first`."""
-    epoch, skipped = divmod(first, sum(sizes))
-    while True:
-        for index in _permutation(len(sizes), seed, "files", epoch).tolist():
-            if skipped < sizes[index]:
-                rows = _permutation(sizes[index], seed, f"cells of {index}", epoch)
-                yield load(index), rows[skipped:]
-            skipped = max(skipped - sizes[index], 0)
-        epoch += 1
+def _shuffle(values: tf.Tensor, key: int, *numbers: tf.Tensor) -> tf.Tensor:
+    """Shuffle by a seed that is a function of a key and numbers, such as the epoch."""
+    seed = tf.constant((key, 0), tf.int64)
+    for number in numbers:
+        seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+    return tf.random.experimental.stateless_shuffle(values, seed, alg="philox")
 
 
-def _permutation(n: int, seed: int, *names: str | int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(derive_seed(seed, *names)).permutation(n)
-
-
-def _cut(
-    parts: Iterable[Part], batch_size: int, manifest: DatasetManifest
-) -> Iterator[SparseCells]:
-    """Cut parts into batches; a batch may straddle several."""
-    pieces: list[SparseCells] = []
-    missing = batch_size
-    for cells, rows in parts:
-        while len(rows):
-            pieces.append(_take(cells, rows[:missing], manifest))
-            missing, rows = max(missing - len(rows), 0), rows[missing:]
-            if not missing:
-                yield _join(pieces)
-                pieces, missing = [], batch_size
-
-
-def _take(
-    cells: CellRecords, rows: npt.NDArray[np.int64], manifest: DatasetManifest
-) -> SparseCells:
-    values = cells.values[rows]
-    is_scaled = manifest.record_values == "normalized"
-    totals = cells.count_no[rows] if is_scaled else values.sum(axis=1).A1
-    return SparseCells(
-        n_values=np.diff(values.indptr).astype(np.int32),
-        genes=values.indices.astype(np.int32, copy=False),
-        values=values.data,
-        library_size=totals.astype(np.float32),
-        covariates={name: codes[rows] for name, codes in cells.codes.items()},
-    )
-
-
-def _join(pieces: Sequence[SparseCells]) -> SparseCells:
-    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *pieces)
-
-
-def _dense_batches(
-    generate: Callable[[], Iterator[SparseCells]],
-    manifest: DatasetManifest,
-    batch_size: int | None,
+def _shuffled_records(
+    files: Sequence[Path], sizes: Sequence[int], key: int, epoch: tf.Tensor
 ) -> tf.data.Dataset:
-    per_cell = {
-        dtype: tf.TensorSpec((batch_size,), dtype) for dtype in (tf.int32, tf.float32)
-    }
-    signature = SparseCells(
-        n_values=per_cell[tf.int32],
-        genes=tf.TensorSpec((None,), tf.int32),
-        values=tf.TensorSpec((None,), tf.float32),
-        library_size=per_cell[tf.float32],
-        covariates=dict.fromkeys(manifest.covariates, per_cell[tf.int32]),
-    )
-    n_genes = len(manifest.features[RNA])
-    return (
-        tf.data.Dataset.from_generator(generate, output_signature=signature)
-        .map(
-            lambda cells: _densify(cells, n_genes),
-            num_parallel_calls=tf.data.AUTOTUNE,
+    """Return the serialised cells of one epoch: shuffled files, shuffled inside."""
+    names = tf.constant([str(file) for file in files])
+    n_records = tf.constant(sizes, tf.int64)
+
+    def of_file(file: tf.Tensor) -> tf.data.Dataset:
+        return (
+            tf.data.TFRecordDataset(names[file], compression_type="GZIP")
+            .batch(tf.maximum(n_records[file], 1))
+            .map(lambda records: _shuffle(records, key, epoch, file))
+            .unbatch()
         )
-        .prefetch(tf.data.AUTOTUNE)
+
+    order = _shuffle(tf.range(len(files), dtype=tf.int64), key, epoch)
+    return tf.data.Dataset.from_tensor_slices(order).flat_map(of_file)
+
+
+def _take(store: CellStore, n_genes: int, rows: tf.Tensor) -> CellBatch:
+    """Return the cells of some rows."""
+    starts, ends = tf.gather(store.starts, rows), tf.gather(store.starts, rows + 1)
+    places = tf.ragged.range(starts, ends)
+    dense = _densify(
+        places.value_rowids(),
+        tf.gather(store.genes, places.flat_values),
+        tf.gather(store.values, places.flat_values),
+        (rows.shape[0] or tf.size(rows), n_genes),
+    )
+    return CellBatch(
+        features={RNA: dense},
+        library_size={RNA: tf.gather(store.library_size, rows)},
+        covariates={
+            name: tf.gather(codes, rows) for name, codes in store.covariates.items()
+        },
     )
 
 
-def _densify(cells: SparseCells, n_genes: int) -> CellBatch:
-    n_cells = tf.size(cells.n_values, tf.int64)
-    rows = tf.repeat(tf.range(n_cells), cells.n_values)
+def _parse(manifest: DatasetManifest, records: tf.Tensor) -> CellBatch:
+    """Return the cells of serialised records."""
+    schema = RecordSchema.of(manifest)
+    one_number = tf.io.FixedLenFeature((), tf.int64)
+    parsed = tf.io.parse_example(
+        records,
+        {
+            "indices": tf.io.VarLenFeature(tf.int64),
+            "values": tf.io.VarLenFeature(tf.float32),
+            "count_no": one_number,
+            **{schema.feature(name): one_number for name in schema.n_categories},
+        },
+    )
+    dense = _densify(
+        parsed["indices"].indices[:, 0],
+        parsed["indices"].values,
+        parsed["values"].values,
+        (records.shape[0], schema.n_genes),
+    )
+    is_scaled = manifest.record_values == "normalized"
+    return CellBatch(
+        features={RNA: dense},
+        library_size={
+            RNA: tf.cast(parsed["count_no"], tf.float32)
+            if is_scaled
+            else tf.reduce_sum(dense, axis=1)
+        },
+        covariates={
+            name: tf.cast(parsed[schema.feature(name)], tf.int32)
+            for name in schema.n_categories
+        },
+    )
+
+
+def _densify(
+    rows: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, shape: tuple[Any, int]
+) -> tf.Tensor:
+    n_cells, n_genes = shape
     # One flat index: twice as fast as pairs of row and column.
-    dense = tf.raw_ops.SparseToDense(
-        sparse_indices=rows * n_genes + tf.cast(cells.genes, tf.int64),
-        output_shape=tf.reshape(n_cells * n_genes, (1,)),
-        sparse_values=cells.values,
+    flat = tf.raw_ops.SparseToDense(
+        sparse_indices=rows * n_genes + tf.cast(genes, tf.int64),
+        output_shape=tf.cast((n_cells * n_genes,), tf.int64),
+        sparse_values=values,
         default_value=tf.zeros((), tf.float32),
         validate_indices=False,
     )
-    shape = (cells.n_values.shape[0] or -1, n_genes)
-    return CellBatch(
-        features={RNA: tf.reshape(dense, shape)},
-        library_size={RNA: cells.library_size},
-        covariates=cells.covariates,
-    )
+    return tf.reshape(flat, shape)
 
 
 def _available_bytes() -> int:

@@ -443,7 +443,6 @@ TWO_DEVICES = """
         for _ in range(20):
             shares = strategy.experimental_local_results(cells_of(shared))
             assert len(shares) == 2
-            assert "CPU:1" in shares[1].device
             joined = np.concatenate([share.numpy() for share in shares])
             np.testing.assert_array_equal(joined, next(whole).features["rna"])
 """
