@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cellgan
-from tests.architecture import HEAVY
+from tests.architecture import HEAVY, imports, read_house
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = [
@@ -103,6 +103,22 @@ def test_pins_are_exact_versions_without_host_or_path() -> None:
 
     assert PINS
     assert not wrong
+
+
+def test_every_imported_library_is_a_requirement() -> None:
+    package_of = {"sklearn": "scikit-learn", "umap": "umap-learn"}
+    ours = {"cellgan", "preprocessing", *sys.stdlib_module_names}
+    modules = read_house()
+
+    found = {
+        library.target.split(".")[0]
+        for module in modules
+        for library in imports(module, modules)
+    }
+    required = map(canonical, settings()["project"]["dependencies"])
+    needed = {canonical(package_of.get(name, name)) for name in found - ours}
+    assert "tensorflow" in needed
+    assert not needed - set(required)
 
 
 @pytest.mark.parametrize("extra", [None, "test"])
