@@ -8,9 +8,13 @@ valid and test, and writes ``processed.h5ad``, the records and the manifest.
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellgan.config import BUILTIN_PREFIX
 from cellgan.errors import ConfigError, DataError
+from preprocessing.raw_formats import raw_format
 
 if TYPE_CHECKING:
     from cellgan.experiment import Experiment
@@ -53,6 +57,8 @@ def process(
             logger.info("%s: already processed, %s", experiment.name, folder)
             return None
         logger.info("%s: replacing %s", experiment.name, folder)
+    _check_place(experiment)
+    raw_format(experiment.parameters.input_ds.raw_input)
     # Loads AnnData, which what was answered above does not need.
     from preprocessing.process_raw import process_raw  # noqa: PLC0415
 
@@ -74,6 +80,25 @@ def _is_free(experiment: Experiment) -> bool:
         f"is. Give the experiment another name, or move what is there."
     )
     raise DataError(msg)
+
+
+def _check_place(experiment: Experiment) -> None:
+    """Refuse a folder that cannot be made, or that holds the raw file."""
+    folder = experiment.folder.absolute()
+    existing = next(parent for parent in folder.parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "not writable" if existing.is_dir() else "not a folder"
+        msg = f"exp_param.experiments_dir: {existing} is {reason}; choose another one."
+        raise ConfigError(msg)
+    raw_input = experiment.parameters.input_ds.raw_input
+    if not raw_input.startswith(BUILTIN_PREFIX):
+        raw = Path(raw_input).expanduser().resolve()
+        if raw.is_relative_to(folder.resolve()):
+            msg = (
+                f"{raw_input}: the raw file lies in the folder to be written, "
+                f"{folder}. Move it elsewhere first."
+            )
+            raise DataError(msg)
 
 
 def _check_unchanged(experiment: Experiment) -> None:

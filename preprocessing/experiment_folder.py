@@ -167,8 +167,8 @@ def make_manifest(
 def describe(summary: ProcessingSummary) -> str:
     """Return the summary as a table of a few lines."""
     largest = sorted(summary.cells_per_label.items(), key=lambda item: -item[1])
-    sizes = ", ".join(f"{name} ({number:,})" for name, number in largest[:12])
-    more = f", and {len(largest) - 12} smaller" if len(largest) > 12 else ""
+    sizes = ", ".join(f"{name} ({number:,})" for name, number in largest[:6])
+    more = f", and {len(largest) - 6} more" if len(largest) > 6 else ""
     splits = summary.split_sizes
     filled = summary.n_values / (summary.shape_after[0] * summary.shape_after[1])
     megabytes = (

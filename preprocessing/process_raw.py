@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
@@ -13,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from natsort import natsorted
 
-from cellgan.config import BUILTIN_PREFIX, FilteringParameters, InputParameters
+from cellgan.config import FilteringParameters, InputParameters
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.experiment import Experiment
 from cellgan.manifest import SPLITS
@@ -68,7 +66,6 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         As `preprocessing.process`.
     """
     parameters = experiment.parameters.input_ds
-    _check_place(experiment)
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         raw = read_counts(parameters)
@@ -260,25 +257,6 @@ def _choose_counts(
         f"{layers}){advice}."
     )
     raise DataError(msg)
-
-
-def _check_place(experiment: Experiment) -> None:
-    """Refuse a folder that cannot be made, or that holds the raw file."""
-    folder = experiment.folder.absolute()
-    existing = next(parent for parent in folder.parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "not writable" if existing.is_dir() else "not a folder"
-        msg = f"exp_param.experiments_dir: {existing} is {reason}; choose another one."
-        raise ConfigError(msg)
-    raw_input = experiment.parameters.input_ds.raw_input
-    if not raw_input.startswith(BUILTIN_PREFIX):
-        raw = Path(raw_input).expanduser().resolve()
-        if raw.is_relative_to(folder.resolve()):
-            msg = (
-                f"{raw_input}: the raw file lies in the folder to be written, "
-                f"{folder}. Move it elsewhere first."
-            )
-            raise DataError(msg)
 
 
 def _clean(table: pd.DataFrame, name: str, ours: tuple[str, ...]) -> pd.DataFrame:

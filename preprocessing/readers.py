@@ -17,24 +17,20 @@ import scipy.sparse as sp
 from cellgan.config import BUILTIN_PREFIX
 from cellgan.errors import DataError
 from preprocessing.raw_file import RawFile
+from preprocessing.raw_formats import FORMATS, MTX, TEXT, raw_format
 from preprocessing.read_10x import read_10x_h5, read_mtx
 from preprocessing.read_anndata import read_builtin, read_h5ad, read_h5mu, read_zarr
 from preprocessing.read_tables import read_loom, read_text
 from preprocessing.sparse_blocks import UnsuitableValueError, assemble
 
-FORMATS = (
-    ".h5ad, .h5 (10x), a folder with matrix.mtx (10x), .loom, .zarr, .csv, .tsv, "
-    f".csv.gz, .tsv.gz, .h5mu, {BUILTIN_PREFIX}pbmc68k_reduced"
-)
-TEXT_SUFFIXES = (".csv", ".tsv")
-FILE_READERS: dict[str, Callable[..., RawFile]] = {
+READERS: dict[str, Callable[..., RawFile]] = {
     ".h5ad": read_h5ad,
     ".h5": read_10x_h5,
     ".h5mu": read_h5mu,
     ".loom": read_loom,
-    **dict.fromkeys(TEXT_SUFFIXES, read_text),
+    ".zarr": read_zarr,
+    MTX: read_mtx,
 }
-FOLDER_READERS: dict[str, Callable[..., RawFile]] = {".zarr": read_zarr}
 UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -65,18 +61,16 @@ def open_raw_file(raw_input: str, obs_columns: Sequence[str] = ()) -> Iterator[R
     DataError
         If there is no such file, its format is none of ours, or it is damaged.
     """
+    found = raw_format(raw_input)
+    path = Path(raw_input).expanduser()
     with contextlib.ExitStack() as files:
-        if raw_input.startswith(BUILTIN_PREFIX):
-            with _reading(raw_input):
+        with _reading(raw_input):
+            if found == BUILTIN_PREFIX:
                 raw = read_builtin()
-        else:
-            path = Path(raw_input).expanduser()
-            reader = find_reader(path)
-            with _reading(raw_input):
-                if reader is read_text:
-                    raw = read_text(path, obs_columns)
-                else:
-                    raw = reader(path, files)
+            elif found in TEXT:
+                raw = read_text(path, obs_columns)
+            else:
+                raw = READERS[found](path, files)
         yield raw
 
 
@@ -114,39 +108,6 @@ def read_matrix(
             msg = f"{name} is {matrix.shape}, expected {(n_cells, n_genes)}"
             raise ValueError(msg)
     return matrix
-
-
-def find_reader(path: Path) -> Callable[..., RawFile]:
-    """Return the reader of a path.
-
-    Raises
-    ------
-    DataError
-        If there is no such file or folder, or its name says no format of ours.
-    """
-    if not path.exists():
-        reason = "no such file or folder"
-        if path.is_symlink():
-            reason = "a link to nothing"
-        msg = (
-            f"{path}: {reason}. Check input_ds.raw_input.\n    Formats read: {FORMATS}."
-        )
-        raise DataError(msg)
-    name = path.name.lower()
-    suffix = "".join(Path(name.removesuffix(".gz")).suffixes[-1:])
-    reader: Callable[..., RawFile] | None
-    if path.is_dir():
-        reader = FOLDER_READERS.get(suffix, read_mtx)
-    elif name.endswith(".gz"):
-        reader = read_text if suffix in TEXT_SUFFIXES else None
-    else:
-        reader = FILE_READERS.get(suffix)
-    if reader is None:
-        msg = f"{path}: not a format we read.\n    Formats read: {FORMATS}."
-        if suffix == ".mtx":
-            msg += "\n    Give the folder that holds matrix.mtx, barcodes and genes."
-        raise DataError(msg)
-    return reader
 
 
 @contextlib.contextmanager

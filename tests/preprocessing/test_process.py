@@ -7,6 +7,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,16 @@ from preprocessing.process_raw import RawCells, filter_counts
 from tests.preprocessing import raw_files
 
 N_CELLS = 120
+FRESH_PROCESS = """
+import sys, pathlib, preprocessing
+from cellgan.config import parse_experiment
+from cellgan.experiment import Experiment
+block = {"input_ds": {"raw_input": "absent.h5ad"}}
+try:
+    preprocessing.process(Experiment(pathlib.Path("x/y"), parse_experiment(block, "y")))
+except Exception as error:
+    print(error, sorted({"anndata", "scanpy", "sklearn", "pandas"} & set(sys.modules)))
+"""
 PREPROCESSED_KEYS = {
     "total_count",
     "genes_no",
@@ -453,6 +465,18 @@ def test_wrong_input_is_refused_and_leaves_nothing(
     with pytest.raises(CellganError, match=message):
         preprocessing.process(make_experiment(**changes))
     assert [path.name for path in tmp_path.iterdir()] == ["csr.h5ad"]
+
+
+def test_absent_file_is_told_before_libraries_are_loaded():
+    fresh = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert fresh.stdout.startswith("absent.h5ad: no such file or folder")
+    assert fresh.stdout.endswith("[]\n")
 
 
 def test_disk_full_is_told_and_leaves_the_old_folder(make_experiment, monkeypatch):
