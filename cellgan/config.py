@@ -210,9 +210,9 @@ class TrainingParameters:
 class GenerationParameters:
     """What ``--generate`` makes when the command line does not say."""
 
-    cells_no: Literal["like-data"] | tuple[NonNegative, ...] | dict[str, NonNegative] = (
-        "like-data"
-    )
+    cells_no: (
+        Literal["like-data"] | tuple[NonNegative, ...] | dict[str, NonNegative]
+    ) = "like-data"
     """One number per label, numbers by label, or ``"like-data"``: as many cells of
     each label as were trained on."""
     seed: int = 0
@@ -396,10 +396,12 @@ def _describe(error: ValidationError, record: type, where: str) -> list[str]:
             parent = ".".join([where, *keys[:-1]])
             lines[place] = [_unknown_key(parent, keys[-1], known)]
         elif problem["type"] == "missing":
-            lines[place] = [f'{".".join([where, *keys[:-1]])}: "{keys[-1]}" is missing.']
+            lines[place] = [
+                f'{".".join([where, *keys[:-1]])}: "{keys[-1]}" is missing.'
+            ]
         elif problem["type"] == "value_error":
             lines[place] = [f"{place}: {problem['ctx']['error']}."]
-        else:
+        elif problem["type"] != "too_short" or place not in lines:
             expected = problem["msg"].removeprefix("Input should be ")
             lines.setdefault(
                 place, [f"{place}: {json.dumps(problem['input'])[:60]} found, expected"]

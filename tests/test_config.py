@@ -161,6 +161,10 @@ WRONG = {
         lambda e: e["model"].update(lambd=float("nan")),
         r"model\.lambd: NaN found, expected",
     ),
+    "layer without units": (
+        lambda e: e["model"].update(gen_layers=[0]),
+        r"model\.gen_layers: 0 found, expected greater than or equal to 1\.$",
+    ),
     "empty layers": (
         lambda e: e["model"].update(gen_layers=[]),
         r"model\.gen_layers: \[\] found",

@@ -1,0 +1,63 @@
+"""Make the figures of the README from a trained and evaluated experiment.
+
+    python Misc/make_figures.py experiments/pbmc
+
+Copies the map, the gene comparison and the gene-gene correlations that `--train` and
+`--evaluate` drew, and draws the losses from ``job/metrics.jsonl``, into Misc/figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cellgan.evaluation.plots import save
+from cellgan.experiment import Experiment
+
+FIGURES = Path(__file__).parent / "figures"
+CURVES = {
+    "critic_loss_1": "critic loss",
+    "validation/critic_loss_1": "critic loss, validation cells",
+    "Penalty": "gradient penalty",
+}
+
+
+def main() -> None:
+    """Make all figures of one experiment."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", type=Path, help="folder of the experiment")
+    experiment = Experiment.open(parser.parse_args().experiment)
+    FIGURES.mkdir(exist_ok=True)
+    last = experiment.parameters.training.max_steps
+    copies = {
+        "map_in_training.png": experiment.embedding_folder / f"step_{last}.png",
+        "map.png": experiment.evaluation_folder / "tsne.png",
+        "genes.png": experiment.evaluation_folder / "genes.png",
+        "correlations.png": experiment.evaluation_folder / "correlations.png",
+    }
+    for name, source in copies.items():
+        shutil.copyfile(source, FIGURES / name)
+    draw_losses(experiment, FIGURES / "losses.png")
+
+
+def draw_losses(experiment: Experiment, path: Path) -> None:
+    """Draw the losses of a run against its steps."""
+    lines = experiment.metrics_file.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for tag, name in CURVES.items():
+        points = [(row["step"], row[tag]) for row in rows if tag in row]
+        axes.plot(*zip(*points, strict=True), label=name)
+    axes.axhline(0, color="0.8", linewidth=1, zorder=0)
+    axes.set(xlabel="step", title=f"{experiment.name}: losses")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
