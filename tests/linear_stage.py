@@ -57,7 +57,11 @@ class LinearStage(TrainingStage):
         n_replicas = tf.distribute.get_strategy().num_replicas_in_sync
         is_nan = tf.equal(iteration, self.nan_at_iteration)
         shown = tf.where(is_nan, np.nan, loss * n_replicas)
-        return {"loss": shown, "iteration": tf.cast(iteration, tf.float32)}
+        return {
+            "loss": shown,
+            "iteration": tf.cast(iteration, tf.float32),
+            "value": batches[0].features["rna"][0, 0],
+        }
 
     def train_step(self, batches, seed):
         self.traces["train_step"] += 1

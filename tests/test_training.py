@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from cellgan.errors import TrainingError
 from cellgan.seeds import derive_seed
 from cellgan.training import Schedule, replica_seed
-from tests.linear_stage import LinearStage
+from tests.linear_stage import LinearStage, batches_from
 from tests.training_run import train
 
 QUIET = Schedule(
@@ -67,6 +68,16 @@ def test_weights_do_not_depend_on_summaries(tmp_path):
     train(tmp_path / "quiet", quiet, QUIET)
     train(tmp_path / "talking", talking, dataclasses.replace(QUIET, summary_freq=1))
     assert_equal(talking.weights(), quiet.weights())
+
+
+def test_every_step_gets_the_batches_at_its_position(tmp_path):
+    schedule = dataclasses.replace(QUIET, summary_freq=1, max_steps=4)
+    train(tmp_path, LinearStage(), schedule)
+    train(tmp_path, LinearStage(), dataclasses.replace(schedule, max_steps=8))
+    lines = (tmp_path / "job/metrics.jsonl").read_text().splitlines()
+    drawn = batches_from(0, 0, 1).batch(2).take(8)
+    expected = [float(batches.features["rna"][0, 0, 0]) for batches in drawn]
+    assert [json.loads(line)["value"] for line in lines] == expected
 
 
 def test_every_function_is_traced_once_whatever_the_number_of_steps(tmp_path):
@@ -143,7 +154,7 @@ def test_progress_is_one_line_with_rate_and_losses(tmp_path, caplog):
     assert len(lines) == 2
     pattern = (
         r"pbmc: step 10/20, [\d.e+]+ steps/s, (\d+ min )?\d+ s left, loss [\d.]+, "
-        r"iteration 9"
+        r"iteration 9, value -?[\d.]+"
     )
     assert re.fullmatch(pattern, lines[0])
 
