@@ -105,10 +105,13 @@ def test_read_counts_keeps_gene_ids(write, adata, tmp_path):
     assert list(cells.var["gene_ids"]) == list(adata.var["gene_ids"])
 
 
-@pytest.mark.parametrize("name", ["7", "cell_7"])
-def test_text_with_numbered_or_named_cells_keeps_their_names(name, adata, tmp_path):
-    adata.obs_names = [name[:-1] + str(7 * i) for i in range(adata.n_obs)]
-    assert_equal(read(raw_files.csv(adata, tmp_path)), adata)
+@pytest.mark.parametrize(
+    ("name", "header"), [("", ""), ("", "Barcode"), ("cell_", "sample")]
+)
+def test_text_keeps_cell_names_that_header_or_value_tell(name, header, adata, tmp_path):
+    adata.obs_names = [f"{name}{7 * i}" for i in range(adata.n_obs)]
+    adata.to_df().to_csv(tmp_path / "cells.csv", index_label=header)
+    assert_equal(read(tmp_path / "cells.csv"), adata)
 
 
 def test_text_without_cell_names_numbers_them(adata, tmp_path):
@@ -252,11 +255,13 @@ def test_values_that_are_no_integers_pass_when_counts_is_false(adata, tmp_path):
     np.testing.assert_array_equal(cells.counts.toarray(), adata.X.toarray())
 
 
-def test_negative_values_are_refused_even_when_counts_is_false(adata, tmp_path):
-    adata.X = -adata.X
-    with pytest.raises(
-        DataError, match=r"X holds -\d.*They must be finite and not neg"
-    ):
+@pytest.mark.parametrize("factor", [-1, np.inf])
+def test_negative_and_infinite_values_are_refused_even_when_counts_is_false(
+    factor, adata, tmp_path
+):
+    adata.X = adata.X * np.float32(factor)
+    expected = r"X holds (-\d|inf).*They must be finite and not negative"
+    with pytest.raises(DataError, match=expected):
         read(raw_files.h5ad_csr(adata, tmp_path), counts=False)
 
 
@@ -302,6 +307,16 @@ def damage_pointers(adata: ad.AnnData, folder: Path) -> Path:
     path = raw_files.h5ad_csr(adata, folder)
     with h5py.File(path, "a") as file:
         file["X/indptr"][3] = 0
+    return path
+
+
+def damage_values_left_over(adata: ad.AnnData, folder: Path) -> Path:
+    path = raw_files.h5_v2(adata, folder)
+    with h5py.File(path, "a") as file:
+        for name in ("GRCh38_any/data", "GRCh38_any/indices"):
+            values = np.append(file[name][:], 1)
+            del file[name]
+            file[name] = values
     return path
 
 
@@ -385,6 +400,7 @@ DAMAGES = [
     (damage_text_as_h5ad, "cannot be read"),
     (damage_index_outside, "a column index is outside 0 to 39"),
     (damage_pointers, "pointers do not fit 60 rows"),
+    (damage_values_left_over, "pointers do not fit 60 rows"),
     (damage_too_few_names, "pointers do not fit 59 rows"),
     (damage_two_genomes, "one genome is expected .*, found 2: GRCh38_any, mm10"),
     (damage_only_antibodies, 'no "Gene Expression" feature, only Antibody Capture'),
