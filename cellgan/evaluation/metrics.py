@@ -78,12 +78,11 @@ def log_expression(values: Matrix, library_size: float) -> sp.csr_array:
     library_size
         Total of every cell before the logarithm.
     """
-    scaled = sp.csr_array(values, dtype=np.float32, copy=True)
+    scaled = sp.csr_array(values, dtype=np.float32)
     totals = np.asarray(scaled.sum(axis=1, dtype=np.float64)).ravel()
     factors = library_size / np.where(totals > 0, totals, 1.0)
     scaled.data = np.log1p(scaled.data * factors.repeat(np.diff(scaled.indptr)))
     scaled.data = scaled.data.astype(np.float32)
-    scaled.eliminate_zeros()
     return scaled
 
 

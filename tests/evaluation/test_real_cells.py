@@ -16,7 +16,7 @@ N_CELLS = 1000  # of each side; the standard error of an AUC is then 0.013
 
 @pytest.fixture(scope="module")
 def sides(data_dir):
-    """Return the variable genes of two halves of PBMC, and of the second one permuted."""
+    """Return the variable genes of PBMC: two halves, and one of them permuted."""
     cells = anndata.read_h5ad(data_dir / "pbmc3k_raw.h5ad")
     order = np.random.default_rng(0).permutation(cells.n_obs)
     first, second, others = np.split(order, [N_CELLS, 2 * N_CELLS])
