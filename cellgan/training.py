@@ -93,6 +93,13 @@ class CompiledSteps:
         self._many_steps = tf.function(self._trace_many_steps)
         self._diagnostics = tf.function(self._trace_diagnostics)
 
+    def trace(self, batches: Iterator[CellBatch], start: int) -> None:
+        """Do now what would make the first calls of `run` from `start` on slow."""
+        step = tf.constant(start, tf.int64)
+        if start == 0:
+            self._first_step.get_concrete_function(batches, step)
+        self._many_steps.get_concrete_function(batches, step, step)
+
     def run(
         self, batches: Iterator[CellBatch], start: int, end: int
     ) -> tuple[int, dict[str, float]]:
@@ -214,11 +221,12 @@ def train_stage(
     if step >= schedule.max_steps:
         logger.info('stage "%s" is finished: %d steps', stage.name, step)
         return step
-    log.begin(step, schedule.max_steps)
     steps = CompiledSteps(stage, schedule.seed, strategy)
     position = step * stage.batches_per_step
     dataset = distributed_dataset(strategy, batches_from, position)
     batches, first_batch = iter(dataset), next(iter(dataset))
+    steps.trace(batches, step)
+    log.begin(step, schedule.max_steps)
     while step < schedule.max_steps:
         end = min(schedule.next_due(step), step + schedule.steps_per_call)
         step, metrics = steps.run(batches, step, end)

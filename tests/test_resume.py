@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cellgan.training import Schedule
 from tests.linear_stage import LinearStage
@@ -29,13 +30,11 @@ def assert_same_variables(these, those):
         np.testing.assert_array_equal(this, that)
 
 
-def killed_run(folder, kind, schedule, checkpoint):
-    """Start training in a process of its own; kill it once a checkpoint is there."""
-    command = [sys.executable, "-m", "tests.training_run", folder, kind]
-    plan = json.dumps(dataclasses.asdict(schedule))
-    process = subprocess.Popen([*command, "one_device", "1", plan], cwd=ROOT)
+def run_and_kill(command, checkpoint):
+    """Run a program of this checkout; kill it once a checkpoint is there."""
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
     deadline = time.monotonic() + 120
-    while not (folder / checkpoint).exists() and time.monotonic() < deadline:
+    while not checkpoint.exists() and time.monotonic() < deadline:
         assert process.poll() is None, "training ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -65,7 +64,11 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
 
 def test_resume_is_exact_after_sigkill(tmp_path):
     folder = tmp_path / "killed"
-    killed_run(folder, "linear", SCHEDULE, "job/linear/checkpoints/model-18")
+    plan = json.dumps(dataclasses.asdict(SCHEDULE))
+    run_and_kill(
+        ["tests.training_run", folder, "linear", "one_device", "1", plan],
+        folder / "job/linear/checkpoints/model-18",
+    )
     whole, resumed = STAGES["linear"](), STAGES["linear"]()
     train(tmp_path / "whole", whole, SCHEDULE)
     assert train(folder, resumed, SCHEDULE) == 60
@@ -74,11 +77,54 @@ def test_resume_is_exact_after_sigkill(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 61, 5))
 
 
+def checkpoint_of_step(experiments_dir, step):
+    folder = experiments_dir / "pbmc/job/gan/checkpoints" / f"model-{step}"
+    reader = tf.train.load_checkpoint(str(folder / "model"))
+    keys = reader.get_variable_to_shape_map()
+    return {key: reader.get_tensor(key) for key in keys if key[0] != "_"}
+
+
 @pytest.mark.slow
-def test_resume_of_the_gan_is_exact_after_sigkill(tmp_path):
-    folder = tmp_path / "killed"
-    killed_run(folder, "cscGAN", SCHEDULE, "job/gan/checkpoints/model-24")
-    whole, resumed = STAGES["cscGAN"](), STAGES["cscGAN"]()
-    train(tmp_path / "whole", whole, SCHEDULE)
-    assert train(folder, resumed, SCHEDULE) == 60
-    assert_same_variables(resumed, whole)
+@pytest.mark.parametrize("model_type", ["scGAN", "cscGAN"])
+def test_the_same_command_goes_on_exactly_after_sigkill(tmp_path, model_type):
+    commands = {}
+    for name in ("whole", "killed"):
+        experiment = {
+            "input_ds": {
+                "raw_input": "builtin:pbmc68k_reduced",
+                "clustering": {"key": "bulk_labels"},
+                "split": {"valid_cells": 0},
+            },
+            "training": {
+                "max_steps": 600,
+                "batch_size": 16,
+                "progress_freq": 0,
+                "validation_freq": 0,
+                "summary_freq": 0,
+                "save_freq": 20,
+            },
+            "model": {
+                "type": model_type,
+                "latent_dim": 4,
+                "gen_layers": [8],
+                "critic_layers": [8],
+            },
+        }
+        document = {
+            "exp_param": {"experiments_dir": str(tmp_path / name), "GPU": []},
+            "experiments": {"pbmc": experiment},
+        }
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(document))
+        commands[name] = ["cellgan.cli", "--param", file, "--process", "--train"]
+    checkpoints = tmp_path / "killed/pbmc/job/gan/checkpoints"
+    run_and_kill(commands["killed"], checkpoints / "model-100")
+    assert not (checkpoints / "model-600").exists()
+    commands["killed"].remove("--process")
+    for command in commands.values():
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    whole, resumed = (checkpoint_of_step(tmp_path / name, 600) for name in commands)
+    assert set(resumed) == set(whole)
+    assert len(whole) > 20
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)

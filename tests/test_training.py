@@ -88,9 +88,14 @@ def test_every_function_is_traced_once_whatever_the_number_of_steps(tmp_path):
 
 
 def test_step_0_alone_is_the_first_step(tmp_path):
-    stage = LinearStage()
-    train(tmp_path, stage, dataclasses.replace(QUIET, max_steps=1))
-    assert stage.traces == {"first_step": 1, "train_step": 0, "diagnostics": 0}
+    stage, by_hand = LinearStage(), LinearStage()
+    train(tmp_path, stage, dataclasses.replace(QUIET, max_steps=2))
+    drawn = list(batches_from(0, 0, 1).take(4))
+    for step, method in enumerate((by_hand.first_step, by_hand.train_step)):
+        seed = replica_seed(derive_seed(0, "linear"), tf.constant(step, tf.int64))
+        method(tuple(drawn[2 * step : 2 * step + 2]), seed)
+    for found, expected in zip(stage.weights(), by_hand.weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_resumed_run_does_not_do_the_first_step_again(tmp_path):
