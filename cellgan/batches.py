@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -42,6 +42,9 @@ MEMORY_SHARE = 0.4
 as much again for a moment."""
 BYTES_PER_VALUE = 8
 ENDLESS = 2**62
+
+# AutoGraph would spend half a second on rewriting functions that have no branches.
+as_it_is = tf.autograph.experimental.do_not_convert
 
 
 class CellBatch(NamedTuple):
@@ -125,11 +128,13 @@ def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
     n_cells = _require_cells(sum(sizes), folder, "train")
     key = derive_seed(seed, "order of cells")
 
+    @as_it_is
     def epoch_in_memory(epoch: tf.Tensor) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(
             _shuffle(tf.range(n_cells), key, epoch)
         )
 
+    @as_it_is
     def epoch_on_disk(epoch: tf.Tensor) -> tf.data.Dataset:
         return _shuffled_records(files, sizes, key, epoch)
 
@@ -271,18 +276,13 @@ def _shuffled_records(
     return tf.data.Dataset.from_tensor_slices(order).flat_map(of_file)
 
 
+@as_it_is
 def _take(store: CellStore, n_genes: int, rows: tf.Tensor) -> CellBatch:
     """Return the cells of some rows."""
-    starts, ends = tf.gather(store.starts, rows), tf.gather(store.starts, rows + 1)
-    places = tf.ragged.range(starts, ends)
-    dense = _densify(
-        places.value_rowids(),
-        tf.gather(store.genes, places.flat_values),
-        tf.gather(store.values, places.flat_values),
-        (rows.shape[0] or tf.size(rows), n_genes),
-    )
+    starts, genes = _take_lists(store.genes, store.starts, rows)
+    _, values = _take_lists(store.values, store.starts, rows)
     return CellBatch(
-        features={RNA: dense},
+        features={RNA: _densify(starts, genes, values, (rows.shape[0], n_genes))},
         library_size={RNA: tf.gather(store.library_size, rows)},
         covariates={
             name: tf.gather(codes, rows) for name, codes in store.covariates.items()
@@ -290,33 +290,41 @@ def _take(store: CellStore, n_genes: int, rows: tf.Tensor) -> CellBatch:
     )
 
 
+def _take_lists(
+    values: tf.Tensor, starts: tf.Tensor, rows: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return where the lists of some rows start among their values, and these."""
+    taken = tf.raw_ops.RaggedGather(
+        params_nested_splits=[starts],
+        params_dense_values=values,
+        indices=rows,
+        OUTPUT_RAGGED_RANK=1,
+    )
+    return taken.output_nested_splits[0], taken.output_dense_values
+
+
+@as_it_is
 def _parse(manifest: DatasetManifest, records: tf.Tensor) -> CellBatch:
     """Return the cells of serialised records."""
     schema = RecordSchema.of(manifest)
+    is_scaled = manifest.record_values == "normalized"
     one_number = tf.io.FixedLenFeature((), tf.int64)
     parsed = tf.io.parse_example(
         records,
         {
-            "indices": tf.io.VarLenFeature(tf.int64),
-            "values": tf.io.VarLenFeature(tf.float32),
+            "indices": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64),
+            "values": tf.io.RaggedFeature(tf.float32),
             "count_no": one_number,
             **{schema.feature(name): one_number for name in schema.n_categories},
         },
     )
-    dense = _densify(
-        parsed["indices"].indices[:, 0],
-        parsed["indices"].values,
-        parsed["values"].values,
-        (records.shape[0], schema.n_genes),
-    )
-    is_scaled = manifest.record_values == "normalized"
+    starts, genes = parsed["indices"].row_splits, parsed["indices"].flat_values
+    values = parsed["values"].flat_values
+    dense = _densify(starts, genes, values, (records.shape[0], schema.n_genes))
+    totals = parsed["count_no"] if is_scaled else tf.reduce_sum(dense, axis=1)
     return CellBatch(
         features={RNA: dense},
-        library_size={
-            RNA: tf.cast(parsed["count_no"], tf.float32)
-            if is_scaled
-            else tf.reduce_sum(dense, axis=1)
-        },
+        library_size={RNA: tf.cast(totals, tf.float32)},
         covariates={
             name: tf.cast(parsed[schema.feature(name)], tf.int32)
             for name in schema.n_categories
@@ -325,18 +333,17 @@ def _parse(manifest: DatasetManifest, records: tf.Tensor) -> CellBatch:
 
 
 def _densify(
-    rows: tf.Tensor, genes: tf.Tensor, values: tf.Tensor, shape: tuple[Any, int]
+    starts: tf.Tensor,
+    genes: tf.Tensor,
+    values: tf.Tensor,
+    shape: tuple[int | None, int],
 ) -> tf.Tensor:
-    n_cells, n_genes = shape
-    # One flat index: twice as fast as pairs of row and column.
-    flat = tf.raw_ops.SparseToDense(
-        sparse_indices=rows * n_genes + tf.cast(genes, tf.int64),
-        output_shape=tf.cast((n_cells * n_genes,), tf.int64),
-        sparse_values=values,
-        default_value=tf.zeros((), tf.float32),
-        validate_indices=False,
+    """Return cells as rows; the fastest of TensorFlow's ways by a factor of 2."""
+    n_genes = tf.constant(shape[1], genes.dtype)
+    dense = tf.raw_ops.RaggedBincount(
+        splits=starts, values=genes, size=n_genes, weights=values
     )
-    return tf.reshape(flat, shape)
+    return tf.ensure_shape(dense, shape)
 
 
 def _available_bytes() -> int:

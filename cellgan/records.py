@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -164,12 +164,12 @@ def decode_examples(
         _check_below(n_categories, codes[name], one_each, f'"{name}"', first)
     return CellRecords(
         values=sp.csr_matrix(
-            (values, indices.astype(np.int32), starts),
+            (values, indices.astype(np.int32, copy=False), starts),
             shape=(len(records), schema.n_genes),
         ),
         barcodes=[barcode.decode() for barcode in columns["barcode"]],
-        genes_no=_numbers(columns["genes_no"], one_each, first),
-        count_no=_numbers(columns["count_no"], one_each, first),
+        genes_no=_numbers(columns["genes_no"], one_each, first).astype(np.int64),
+        count_no=_numbers(columns["count_no"], one_each, first).astype(np.int64),
         codes={name: numbers.astype(np.int32) for name, numbers in codes.items()},
     )
 
@@ -196,7 +196,7 @@ def _columns(
 
 def _numbers(
     column: Sequence[bytes], expected_starts: npt.NDArray[np.int64], first: int
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[np.integer[Any]]:
     numbers, starts = unpack_varints(column)
     if not np.array_equal(starts, expected_starts):
         number = first + int(np.argmax(starts != expected_starts)) - 1
@@ -207,7 +207,7 @@ def _numbers(
 
 def _check_below(
     limit: int,
-    numbers: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.integer[Any]],
     starts: npt.NDArray[np.int64],
     what: str,
     first: int,

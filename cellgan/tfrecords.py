@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import functools
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
-COMPRESSION_LEVEL = 1
-"""zlib's fastest; level 6 takes 2 to 3 times as long for files 10 to 20 % smaller."""
+COMPRESSION_LEVEL = 2
+"""isal's levels end at 3. Files are as large as those of zlib's level 1, for a sixth of
+its time, and 10 % larger than those of zlib's level 6."""
 GZIP_WINDOW = 31
 CHUNK_BYTES = 1 << 18
 LENGTH_FRAME = struct.Struct("<QI")
@@ -78,9 +80,9 @@ def pack_varints(
     The varints joined, and where each begins: ``(n + 1,)``, the last being the end.
     """
     table, lengths, is_used = _varint_table(limit)
-    packed = table[numbers][is_used[numbers]].tobytes()
+    packed = table.take(numbers, axis=0)[is_used.take(numbers, axis=0)].tobytes()
     starts = np.zeros(len(numbers) + 1, np.int64)
-    np.cumsum(lengths[numbers], out=starts[1:])
+    np.cumsum(lengths.take(numbers), out=starts[1:])
     return packed, starts
 
 
@@ -99,7 +101,7 @@ def _varint_table(
 
 def unpack_varints(
     packed: Sequence[bytes],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
     """Decode packed varints.
 
     Returns
@@ -109,9 +111,11 @@ def unpack_varints(
     joined = np.frombuffer(b"".join(packed), np.uint8)
     ends = np.flatnonzero(joined < 128)
     lengths = np.diff(ends, prepend=-1)
-    numbers = joined[ends].astype(np.int64)
-    for back in range(1, int(lengths.max(initial=1))):
-        longer = numbers << 7 | joined[ends - back] & 127
+    longest = int(lengths.max(initial=1))
+    kind = np.int32 if longest < 5 else np.int64
+    numbers: npt.NDArray[np.integer[Any]] = joined.take(ends).astype(kind)
+    for back in range(1, longest):
+        longer = numbers << 7 | joined.take(ends - back) & 127
         numbers = np.where(lengths > back, longer, numbers)
     boundaries = np.cumsum([0, *map(len, packed)])
     return numbers, np.searchsorted(ends, boundaries)
@@ -168,7 +172,7 @@ def write_records(path: Path, blocks: Iterable[Iterable[bytes]]) -> None:
     OSError
         If the file cannot be written.
     """
-    compressor = zlib.compressobj(COMPRESSION_LEVEL, wbits=GZIP_WINDOW)
+    compressor = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=GZIP_WINDOW)
     with path.open("wb") as file:
         for block in blocks:
             framed = b"".join(map(_frame, block))
@@ -223,15 +227,15 @@ def _split_frames(buffer: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _inflate(path: Path) -> Iterator[bytes]:
-    inflater = zlib.decompressobj(wbits=GZIP_WINDOW)
+    inflater = isal_zlib.decompressobj(wbits=GZIP_WINDOW)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             while chunk:
                 if inflater.eof:
-                    inflater = zlib.decompressobj(wbits=GZIP_WINDOW)
+                    inflater = isal_zlib.decompressobj(wbits=GZIP_WINDOW)
                 try:
                     yield inflater.decompress(chunk)
-                except zlib.error as error:
+                except isal_zlib.error as error:  # type: ignore[misc] # stub: an instance
                     msg = f"not a sound GZIP file ({error})"
                     raise ValueError(msg) from None
                 chunk = inflater.unused_data

@@ -112,7 +112,7 @@ def test_file_without_records_is_read_as_such(tmp_path: Path) -> None:
         (lambda data: data[:-1], "it is cut off"),
         (lambda data: b"", "it is cut off"),
         (lambda data: gzip.decompress(data), "not a sound GZIP file"),
-        (lambda data: data + b"rubbish", "not a sound GZIP file"),
+        (lambda data: data + b"rubbish" * 9, "not a sound GZIP file"),
         (
             lambda data: gzip.compress(gzip.decompress(data)[:-1]),
             "it ends in the middle of a record",
