@@ -14,12 +14,12 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from cellgan import distribution, models
 from cellgan.batches import CellBatch
+from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.models.base import TrainingStage
@@ -141,12 +141,8 @@ def _steps_per_second(steps: CompiledSteps, batches: Iterator[CellBatch]) -> flo
 
 def _count_parameters(stage: TrainingStage) -> int:
     """Count the numbers a checkpoint of the stage holds."""
-    checkpoint = tf.train.Checkpoint(**stage.trackables())
-    return sum(
-        math.prod(part.shape)
-        for part in tf.train.TrackableView(checkpoint).descendants()
-        if isinstance(part, keras.Variable | tf.Variable)
-    )
+    parts = variables_by_part(stage.trackables())
+    return sum(math.prod(value.shape) for part in parts.values() for value in part)
 
 
 def describe(

@@ -59,7 +59,7 @@ class RunLog:
         self._metrics_file = metrics_file
         self._is_chief = is_chief
         self._writer: tf.summary.SummaryWriter = tf.summary.create_noop_writer()
-        self._begun = (0, 0, time.perf_counter())  # step, max_steps, clock
+        self._last_line = (0, 0, time.perf_counter())  # step, max_steps, clock
 
     def __enter__(self) -> RunLog:
         return self
@@ -74,7 +74,7 @@ class RunLog:
 
     def begin(self, step: int, max_steps: int) -> None:
         """Start logging after `step` completed steps, forgetting what came later."""
-        self._begun = (step, max_steps, time.perf_counter())
+        self._last_line = (step, max_steps, time.perf_counter())
         if not self._is_chief:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +84,14 @@ class RunLog:
         self._writer = tf.summary.create_file_writer(str(self._folder))
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show rate, remaining time and losses in one line."""
-        first, last, started = self._begun
-        rate = (step - first) / (time.perf_counter() - started)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        """Show rate (since the last line), remaining time and losses in one line."""
+        previous, last, since = self._last_line
+        now = time.perf_counter()
+        rate = (step - previous) / (now - since)
+        self._last_line = (step, last, now)
+        values = ", ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name
+        )
         if self._is_chief:
             logger.info(
                 "%s: step %d/%d, %.3g steps/s, %s left, %s",

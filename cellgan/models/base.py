@@ -96,7 +96,11 @@ class TrainingStage(abc.ABC):
 
     @abc.abstractmethod
     def trackables(self) -> Mapping[str, Any]:
-        """Return everything a resumed run needs, built: weights, optimizer states."""
+        """Return everything a resumed run needs, built, by name.
+
+        Each part lists its weights or states as ``variables``, as Keras layers and
+        optimizers do.
+        """
 
 
 class GenerativeModel(abc.ABC):
