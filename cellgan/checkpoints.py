@@ -264,7 +264,8 @@ def _shapes(folder: Path, step: int) -> dict[str, list[int]]:
 def _read(folder: Path, step: int, parts: Variables) -> None:
     prefix = _prefix(checkpoint_path(folder, step))
     try:
-        _as_checkpoint(parts).read(prefix).assert_existing_objects_matched()
+        status = _as_checkpoint(parts).read(prefix).expect_partial()
+        status.assert_existing_objects_matched()
     except UNREADABLE as error:
         raise _damaged(folder, step, error) from error
 

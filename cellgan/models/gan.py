@@ -148,6 +148,7 @@ class Gan(GenerativeModel):
         read_out = _READ_OUTS[model.critic_cond_type] if is_conditional else "plain"
 
         def make_stage(generator: Generator) -> GanStage:
+            logger.info("XLA is %s", "on" if jit else "off")
             critic = Critic(
                 (n_genes, *model.critic_layers),
                 n_categories,
@@ -199,6 +200,5 @@ def _real_cells(manifest: DatasetManifest) -> RealCells:
 
 def _resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     if jit == "auto":
-        jit = bool(tf.config.list_physical_devices("GPU"))
-        logger.info("XLA is %s", "on" if jit else "off: there is no GPU")
+        return bool(tf.config.list_physical_devices("GPU"))
     return jit
