@@ -52,10 +52,11 @@ def test_packed_numbers_are_unpacked_to_the_same(lists: list[list[int]]) -> None
     assert found_starts.tolist() == starts.tolist()
 
 
-def test_unpack_varints_reads_numbers_of_more_than_32_bits() -> None:
-    numbers, _ = unpack_varints([encode_varint(2**40 + 5), encode_varint(3)])
+@pytest.mark.parametrize("number", [2**28 - 1, 2**31 - 1, 2**31, 2**40 + 5])
+def test_unpack_varints_reads_large_numbers(number: int) -> None:
+    numbers, _ = unpack_varints([encode_varint(number), encode_varint(3)])
 
-    assert numbers.tolist() == [2**40 + 5, 3]
+    assert numbers.tolist() == [number, 3]
 
 
 def test_parse_example_refuses_a_record_that_is_cut_off_anywhere() -> None:
