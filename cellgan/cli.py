@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellgan import __version__
+from cellgan import __version__, queue
 from cellgan.config import Parameters, load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
@@ -52,7 +52,7 @@ def silence_tensorflow() -> None:
 
 def choose_gpus(gpus: Sequence[int]) -> None:
     """Show TensorFlow these GPUs only; none means the CPU. Call before it loads."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus)) or "-1"
+    os.environ[queue.VISIBLE_GPUS] = ",".join(queue.visible_gpus(gpus))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     (experiment,) = experiments
     uses_all = experiment.parameters.training.distribution != "auto"
     gpus = parameters.exp_param.GPU if uses_all else parameters.exp_param.GPU[:1]
-    if "CELLGAN_QUEUE" not in os.environ:  # the queue has chosen already
+    if queue.IN_QUEUE not in os.environ:  # the queue has chosen already
         choose_gpus(gpus)
     _run_actions(experiment, options)
     return 0

@@ -31,10 +31,9 @@ def run_queue(
     Exit code: 0 when all succeeded, 2 when each failure was one a user can put right,
     1 otherwise. The failed ones are named at the end.
     """
+    groups = queue.visible_gpus(gpus)
     if any(e.parameters.training.distribution != "auto" for e in experiments):
-        groups = [",".join(map(str, gpus)) or "-1"]  # each wants every GPU
-    else:
-        groups = [str(gpu) for gpu in gpus] or ["-1"]
+        groups = [",".join(groups)]  # each wants every GPU
     commands = {e.name: [*arguments, "--experiment", e.name] for e in experiments}
     codes = queue.run_queue(commands, groups)
     failed = [name for name, code in codes.items() if code]

@@ -17,10 +17,41 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cellgan.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 IN_QUEUE = "CELLGAN_QUEUE"
 """Environment variable that tells a process its GPU has been chosen already."""
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+CPU = "-1"
+
+
+def visible_gpus(gpus: Sequence[int]) -> list[str]:
+    """Return what to write into ``CUDA_VISIBLE_DEVICES`` for each GPU id.
+
+    Where that variable is set already, for example by SLURM, an id is the position in
+    it, so a job keeps to what it was given. No GPU means the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If there is no GPU of that id among the visible ones.
+    """
+    given = os.environ.get(VISIBLE_GPUS)
+    if not gpus or given in ("", CPU):
+        return [CPU]
+    if given is None:
+        return [str(gpu) for gpu in gpus]
+    visible = given.split(",")
+    for gpu in gpus:
+        if gpu >= len(visible):
+            msg = (
+                f"exp_param.GPU: id {gpu} found, but {VISIBLE_GPUS} is {given}: ids "
+                f"here are 0 to {len(visible) - 1}."
+            )
+            raise ConfigError(msg)
+    return [visible[gpu] for gpu in gpus]
 
 
 def run_queue(
@@ -33,8 +64,8 @@ def run_queue(
     commands
         Arguments of ``python -m cellgan.cli`` by experiment name, in order.
     gpus
-        What to write into ``CUDA_VISIBLE_DEVICES`` of each parallel process:
-        ``("0", "1")`` runs two at a time, ``("-1",)`` one at a time on the CPU.
+        ``CUDA_VISIBLE_DEVICES`` of each parallel process: ``("0", "1")`` runs two at a
+        time, ``("-1",)`` one at a time on the CPU.
 
     Returns
     -------
@@ -80,7 +111,7 @@ def _start(arguments: Sequence[str], gpu: str) -> subprocess.Popen[str]:
         "PYTHONPATH": os.pathsep.join(
             filter(None, [package_root, os.environ.get("PYTHONPATH")])
         ),
-        "CUDA_VISIBLE_DEVICES": gpu,
+        VISIBLE_GPUS: gpu,
         IN_QUEUE: "1",
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",  # bars of several processes would overwrite each other

@@ -10,6 +10,7 @@ import pytest
 
 import cellgan
 from cellgan import queue
+from cellgan.errors import ConfigError
 
 
 class FakeProcess:
@@ -20,7 +21,7 @@ class FakeProcess:
         self.stdout: tuple[str, ...] = ("working\n",)
 
     def __enter__(self) -> None:
-        self._together.wait(timeout=5)
+        self._together.wait(timeout=30)
 
     def __exit__(self, *_: object) -> None:
         self.returncode = 0
@@ -69,3 +70,33 @@ def test_gpu_is_returned_when_starting_fails(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(OSError, match="no memory to start"):
         queue.run_queue({"a": [], "b": []}, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("given", "ids", "expected"),
+    [
+        (None, (0, 2), ["0", "2"]),
+        (None, (), ["-1"]),
+        ("3", (0,), ["3"]),
+        ("4,GPU-7a", (1, 0), ["GPU-7a", "4"]),
+        ("-1", (0,), ["-1"]),
+        ("", (0, 1), ["-1"]),
+    ],
+)
+def test_gpu_ids_are_places_among_the_visible_ones(
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    ids: tuple[int, ...],
+    expected: list[str],
+) -> None:
+    environment = {} if given is None else {queue.VISIBLE_GPUS: given}
+    monkeypatch.setattr(queue.os, "environ", environment)
+
+    assert queue.visible_gpus(ids) == expected
+
+
+def test_gpu_that_is_not_visible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(queue.VISIBLE_GPUS, "3,4")
+
+    with pytest.raises(ConfigError, match=r"GPU: id 2 found, but CUDA_.* is 3,4"):
+        queue.visible_gpus((0, 2))
