@@ -64,6 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.print_config:
         return _print_config(experiments)
     if options.model_path is not None:
+        choose_gpus(parameters.exp_param.GPU[:1])
         return _run_on_model_folder(options)
 
     from cellgan import commands  # noqa: PLC0415  (after the checks, which are fast)
@@ -73,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
             experiments, parameters.exp_param.GPU, _arguments_of_each(options)
         )
     (experiment,) = experiments
-    uses_all = experiment.parameters.training.distribution != "auto"
+    uses_all = experiment.parameters.training.uses_all_gpus
     gpus = parameters.exp_param.GPU if uses_all else parameters.exp_param.GPU[:1]
     if queue.IN_QUEUE not in os.environ:  # the queue has chosen already
         choose_gpus(gpus)
@@ -100,7 +101,7 @@ def _run_actions(experiment: Experiment, options: argparse.Namespace) -> None:
             save_path=options.save_path,
         )
     if options.evaluate:
-        commands.evaluate(experiment)
+        commands.evaluate(experiment, generated=options.save_path)
     if options.augment:
         commands.augment(
             experiment, options.augment, options.fractions, n_seeds=options.seeds
@@ -152,24 +153,41 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.param is None and options.model_path is None:
         msg = "--param is missing: give the parameter file, --param parameters.json."
         raise ConfigError(msg)
-    if options.model_path is not None and (wanted != ["generate"]):
-        msg = "--model_path goes with --generate alone; use --param for the rest."
+    if options.estimate and (wanted or options.augment):
+        msg = "--estimate only tells what would be needed: give it without an action."
         raise ConfigError(msg)
-    generation = {
-        "--cells_no": options.cells_no,
-        "--counts": options.counts,
-        "--save_path": options.save_path,
-        "--seed": options.seed,
-    }
-    for name, value in generation.items():
-        if value and not options.generate:
-            msg = f"{name} goes with --generate, which is not given."
-            raise ConfigError(msg)
+    _check_generation_options(options, wanted)
     if bool(options.augment) != bool(options.fractions):
         msg = "--augment LABEL and --fractions F [F ...] go together."
         raise ConfigError(msg)
     if options.overwrite and not options.process:
         msg = "--overwrite goes with --process, which is not given."
+        raise ConfigError(msg)
+
+
+def _check_generation_options(
+    options: argparse.Namespace, wanted: Sequence[str]
+) -> None:
+    others = wanted != ["generate"] or options.augment or options.experiment
+    if options.model_path is not None and others:
+        msg = "--model_path goes with --generate alone; use --param for the rest."
+        raise ConfigError(msg)
+    generation = {
+        "--cells_no": options.cells_no,
+        "--counts": options.counts or None,
+        "--save_path": options.save_path,
+        "--seed": options.seed,
+    }
+    for name, value in generation.items():
+        if value is not None and not options.generate:
+            msg = f"{name} goes with --generate, which is not given."
+            raise ConfigError(msg)
+    path = options.save_path
+    if options.evaluate and path is not None and path.suffix != ".h5ad":
+        msg = (
+            f"--save_path: {path} cannot be evaluated, only .h5ad files can. Save to "
+            f".h5ad, or leave --evaluate out."
+        )
         raise ConfigError(msg)
 
 

@@ -32,8 +32,8 @@ def run_queue(
     1 otherwise. The failed ones are named at the end.
     """
     groups = queue.visible_gpus(gpus)
-    if any(e.parameters.training.distribution != "auto" for e in experiments):
-        groups = [",".join(groups)]  # each wants every GPU
+    if any(e.parameters.training.uses_all_gpus for e in experiments):
+        groups = [",".join(groups)]
     commands = {e.name: [*arguments, "--experiment", e.name] for e in experiments}
     codes = queue.run_queue(commands, groups)
     failed = [name for name, code in codes.items() if code]
@@ -66,9 +66,11 @@ def train(experiment: Experiment) -> None:
         If parameters differ from those the experiment was processed or trained with.
     """
     manifest = experiment.manifest()
-    stored = experiment.stored_parameters().get("training", {})
-    experiment = _with_data_source(experiment, stored.get("data_source", "auto"))
-    experiment.check_frozen("input_ds", "model", "training")
+    experiment.check_frozen("input_ds")
+    if experiment.has_checkpoint:
+        stored = experiment.stored_parameters()["training"]
+        experiment = _with_data_source(experiment, stored["data_source"])
+        experiment.check_frozen("model", "training")
 
     _load_tensorflow()
     from cellgan import batches, distribution, models, summaries  # noqa: PLC0415
@@ -80,8 +82,11 @@ def train(experiment: Experiment) -> None:
     strategy = distribution.make_strategy(training.distribution)
     distribution.check_batch_size(training.batch_size, strategy)
     is_chief = distribution.is_chief(strategy)
+    log.info("%s: training on %s", experiment.name, distribution.devices())
     source = batches.choose_data_source(
-        experiment.records_folder, manifest, training.data_source
+        experiment.records_folder,
+        manifest,
+        distribution.common_data_source(strategy, training.data_source),
     )
     if is_chief:
         _with_data_source(experiment, source).freeze("model", "training")
@@ -154,12 +159,14 @@ def generate(
     CheckpointError
         If the experiment is not trained.
     """
+    manifest = experiment.manifest()
+    experiment.check_frozen("input_ds", "model")
     parameters = experiment.parameters.generation
     request = parameters.cells_no if cells_no is None else cells_no
     where = "generation.cells_no" if cells_no is None else "--cells_no"
     parse_cells_no(  # a slip is answered before TensorFlow loads
         request,
-        experiment.manifest(),
+        manifest,
         is_conditional=experiment.parameters.model.is_conditional,
         where=where,
     )
@@ -176,11 +183,20 @@ def generate(
     )
 
 
-def evaluate(experiment: Experiment) -> None:
-    """Compare generated with held-out cells and write the report."""
+def evaluate(experiment: Experiment, *, generated: Path | None = None) -> None:
+    """Compare generated with held-out cells and write the report.
+
+    Parameters
+    ----------
+    generated
+        File of the generated cells; by default where ``--generate`` puts them.
+    """
+    experiment.manifest()  # not processed: said before anything is compared
+    experiment.check_frozen("input_ds")
+
     from cellgan import evaluation  # noqa: PLC0415
 
-    evaluation.evaluate(experiment)
+    evaluation.evaluate(experiment, generated)
 
 
 def augment(
@@ -193,12 +209,19 @@ def augment(
     ConfigError, DataError
         As `cellgan.augmentation.augment`.
     """
+    experiment.manifest()  # not processed: said before anything is checked
     experiment.check_frozen("input_ds")
 
     _load_tensorflow()
+    import keras  # noqa: PLC0415
+
     from cellgan import augmentation  # noqa: PLC0415
     from cellgan.generation import TrainedModel  # noqa: PLC0415
     from preprocessing.experiment_folder import write_experiment  # noqa: PLC0415
+
+    def train_alone(derived: Experiment) -> None:
+        keras.utils.clear_session()  # the graphs of the run before
+        train(derived)
 
     augmentation.augment(
         experiment,
@@ -206,7 +229,7 @@ def augment(
         fractions,
         range(n_seeds),
         write_dataset=lambda derived, cells: write_experiment(derived, cells, {}),
-        train=train,
+        train=train_alone,
         generate=lambda derived, numbers, seed: TrainedModel.load(
             derived.folder
         ).generate(numbers, seed=seed),
@@ -222,16 +245,23 @@ def estimate(experiment: Experiment) -> None:
     if experiment.is_processed:
         experiment.check_frozen("input_ds")
         manifest, n_values = experiment.manifest(), None
+        n_valid = manifest.split_sizes["valid"]
     else:
         from preprocessing.survey import survey  # noqa: PLC0415
 
         manifest, n_values = survey(experiment)
+        n_valid = experiment.parameters.input_ds.split.valid_cells
 
     _load_tensorflow()
-    from cellgan.estimate import describe, estimate_training  # noqa: PLC0415
+    from cellgan.estimate import (  # noqa: PLC0415
+        describe,
+        estimate_maps,
+        estimate_training,
+    )
 
-    estimates = estimate_training(experiment.parameters, manifest)
-    log.info("%s", describe(experiment.name, manifest, n_values, estimates))
+    stages = estimate_training(experiment.parameters, manifest)
+    maps = estimate_maps(experiment.parameters, n_valid)
+    log.info("%s", describe(experiment.name, manifest, n_values, stages, maps))
 
 
 def _with_data_source(
@@ -258,8 +288,9 @@ def _load_tensorflow() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        import tensorflow  # noqa: F401, PLC0415  (its messages come with the import)
+        import tensorflow as tf  # noqa: PLC0415  (its messages come with the import)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+    tf.get_logger().setLevel("ERROR")  # its warnings are for programmers

@@ -205,6 +205,11 @@ class TrainingParameters:
     embedding: Literal["tsne", "umap"] = "tsne"
     """The map of real and generated cells drawn at ``validation_freq``."""
 
+    @property
+    def uses_all_gpus(self) -> bool:
+        """Whether one experiment takes every GPU there is."""
+        return self.distribution in ("mirrored", "multi_worker")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerationParameters:
@@ -316,7 +321,7 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        msg = f"{path}: no such file. Give the parameter file with --param PATH."
+        msg = f"{path}: no such file."
         raise ConfigError(msg) from None
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path}: cannot be read: {error}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
 import tensorflow as tf
 
@@ -65,6 +66,24 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         return True
     has_chief = "chief" in resolver.cluster_spec().jobs
     return not has_chief and resolver.task_type == "worker" and resolver.task_id == 0
+
+
+def devices() -> str:
+    """Say what TensorFlow computes on, and whether a wanted GPU is missing."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return f"{len(gpus)} GPU"
+    is_wanted = os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    missing = " (no GPU found: it takes one, and pip install 'cellgan[gpu]')"
+    return f"{os.cpu_count()} CPU cores{missing if is_wanted else ''}"
+
+
+def common_data_source(
+    strategy: tf.distribute.Strategy, requested: Literal["auto", "memory", "disk"]
+) -> Literal["auto", "memory", "disk"]:
+    """Let several workers, whose free memory may differ, take the same source."""
+    is_several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return "disk" if is_several and requested == "auto" else requested
 
 
 def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:

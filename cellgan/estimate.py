@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -21,14 +20,18 @@ from cellgan import distribution, models
 from cellgan.batches import CellBatch
 from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
+from cellgan.evaluation import plots
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.models.base import TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training import CompiledSteps
+from cellgan.validation import PROJECTED_COMPONENTS
 
 TIMED_SECONDS = 5.0
 """Steps are timed for about this long per stage, after the first calls."""
 FEWEST_STEPS, MOST_STEPS = 3, 200
+MAP_BYTES = 400_000
+"""Of one map, as a file and in TensorBoard's log (measured)."""
 KEPT_CHECKPOINTS = 3
 """Two that are kept and the one being written."""
 
@@ -92,6 +95,32 @@ def estimate_training(
     return estimates
 
 
+def estimate_maps(
+    parameters: ExperimentParameters, n_cells: int
+) -> tuple[int, float, int]:
+    """Time one map of validation and generated cells.
+
+    Parameters
+    ----------
+    n_cells
+        Validation cells; as many generated ones are drawn beside them.
+
+    Returns
+    -------
+    Number of maps, hours for all, and their bytes on disk.
+    """
+    training = parameters.training
+    if n_cells == 0 or training.validation_freq <= 0:
+        return 0, 0.0, 0
+    n_maps = -(-training.max_steps // training.validation_freq)
+    rng = np.random.default_rng(derive_seed(0, "made-up map"))
+    points = rng.normal(size=(2 * n_cells, PROJECTED_COMPONENTS)).astype(np.float32)
+    started = time.perf_counter()
+    plots.embed(points, method=training.embedding, seed=0, log_components=False)
+    hours = n_maps * (time.perf_counter() - started) / 3600
+    return n_maps, hours, n_maps * MAP_BYTES
+
+
 def made_up_batches(
     manifest: DatasetManifest,
     parameters: ExperimentParameters,
@@ -150,6 +179,7 @@ def describe(
     manifest: DatasetManifest,
     n_values: int | None,
     estimates: Sequence[StageEstimate],
+    maps: tuple[int, float, int],
 ) -> str:
     """Return the estimate as a table.
 
@@ -157,10 +187,12 @@ def describe(
     ----------
     n_values
         Counts that are not zero; None when the experiment is processed already.
+    maps
+        What `estimate_maps` returns.
     """
     n_cells, n_genes = sum(manifest.split_sizes.values()), len(manifest.features[RNA])
     lines = [
-        f"{name}: {n_cells:,} cells x {n_genes:,} genes on {_device()}",
+        f"{name}: {n_cells:,} cells x {n_genes:,} genes on {distribution.devices()}",
         f"    {'':<22} {'memory':>10} {'disk':>10}   time",
     ]
     if n_values is not None:
@@ -169,7 +201,7 @@ def describe(
                 "process",
                 LIBRARIES + PROCESSING_COPIES * BYTES_PER_VALUE * n_values,
                 DISK_BYTES_PER_VALUE * n_values,
-                f"{n_values:,} counts",
+                "",
             )
         )
     lines += [
@@ -182,21 +214,21 @@ def describe(
         )
         for estimate in estimates
     ]
+    n_maps, hours, disk = maps
+    if n_maps:
+        lines.append(_row(f"train, {n_maps:,} maps", 0, disk, _hours(hours)))
     return "\n".join(lines)
 
 
 def _row(name: str, memory: int, disk: int, time: str) -> str:
-    return f"    {name:<22} {_bytes(memory):>10} {_bytes(disk):>10}   {time}"
+    return f"    {name:<22} {_bytes(memory):>10} {_bytes(disk):>10}   {time}".rstrip()
 
 
 def _bytes(number: int) -> str:
+    if number == 0:
+        return ""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
-
-
-def _device() -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    return f"{len(gpus)} GPU" if gpus else f"{os.cpu_count()} CPU cores"

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import shutil
@@ -47,10 +48,10 @@ UNFROZEN = (
     "save_freq",
     "summary_freq",
     "steps_per_call",
-    "distribution",
     "embedding",
 )
-"""Training keys that may change between runs: none alters the trained weights."""
+"""Training keys that may change between runs: none alters the weights of a run that has
+begun (``checkpoint`` says what a run begins with)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,11 @@ class Experiment:
     def augmentation_folder(self) -> Path:
         """Tables, plots and runs of the augmentation study."""
         return self.folder / "augmentation"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a step of training has been kept."""
+        return any(self.job_folder.glob("*/checkpoints/model-*"))
 
     def checkpoints_folder(self, stage: str) -> Path:
         """Folder of a stage's checkpoints."""
@@ -271,16 +277,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)  # of a killed process that had the same number
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes were writing to `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove(leftover)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -289,6 +299,13 @@ def write_json(path: Path, document: Any) -> None:
         temporary.write_text(
             json.dumps(document, indent=4, sort_keys=True) + "\n", encoding="utf-8"
         )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,12 @@ from anndata.io import write_elem
 
 from cellgan.config import InputParameters, as_json
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment, replacing, write_json
+from cellgan.experiment import (
+    Experiment,
+    remove_leftovers,
+    replacing,
+    write_json,
+)
 from cellgan.manifest import (
     RNA,
     SPLITS,
@@ -66,6 +71,7 @@ def write_experiment(
 
     parameters = experiment.parameters.input_ds
     try:
+        remove_leftovers(experiment.folder)
         with replacing(experiment.folder) as temporary:
             temporary.mkdir()
             staged = dataclasses.replace(experiment, folder=temporary)

@@ -92,6 +92,17 @@ def test_generation_options_reach_the_command(
     }
 
 
+def test_evaluation_looks_at_what_was_just_saved(
+    parameter_file: Path, called: list[Any], tmp_path: Path
+) -> None:
+    run(
+        *("--param", parameter_file, "--experiment", "one"),
+        *("--generate", "--evaluate", "--save_path", tmp_path / "cells.h5ad"),
+    )
+
+    assert called[1] == ("evaluate", "one", {"generated": tmp_path / "cells.h5ad"})
+
+
 def test_model_path_needs_no_parameter_file(
     parameter_file: Path, called: list[Any], tmp_path: Path
 ) -> None:
@@ -153,6 +164,25 @@ WRONG = {
     "model folder that is not there": (
         ["--model_path", "nowhere", "--generate"],
         r"nowhere: not an experiment folder: no such folder",
+    ),
+    "seed 0 of nothing": (
+        ["--param", "{file}", "--train", "--seed", "0"],
+        r"--seed goes with --generate",
+    ),
+    "estimate with an action": (
+        ["--param", "{file}", "--estimate", "--train"],
+        r"--estimate only tells",
+    ),
+    "model folder with augmentation": (
+        ["--model_path", "x", "--generate", "--augment", "a", "--fractions", "0.1"],
+        r"--model_path goes with --generate alone",
+    ),
+    "evaluating another format": (
+        [
+            *("--param", "{file}", "--experiment", "one", "--generate", "--evaluate"),
+            *("--save_path", "cells.zarr"),
+        ],
+        r"cells\.zarr cannot be evaluated",
     ),
     "overwriting nothing": (
         ["--param", "{file}", "--train", "--overwrite"],

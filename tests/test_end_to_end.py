@@ -63,6 +63,16 @@ def write_inputs(folder: Path, **experiments: dict[str, Any]) -> Path:
     return path
 
 
+def changed_parameters(experiment: Experiment, block: str, **changes: Any) -> Path:
+    """Write the experiment's parameter file with other values in one block."""
+    path = experiment.folder.parents[1] / "parameters.json"
+    document = json.loads(path.read_text())
+    document["experiments"]["tiny"][block].update(changes)
+    changed = path.with_name("changed.json")
+    changed.write_text(json.dumps(document))
+    return changed
+
+
 @pytest.fixture(scope="module", params=["scGAN", "cscGAN"])
 def experiment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -149,16 +159,43 @@ def test_same_command_again_does_nothing_new(experiment: Experiment) -> None:
 def test_changed_training_is_refused_by_key(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = experiment.folder.parents[1] / "parameters.json"
-    document = json.loads(path.read_text())
-    document["experiments"]["tiny"]["training"]["batch_size"] = 32
-    changed = path.with_name("changed.json")
-    changed.write_text(json.dumps(document))
+    path = changed_parameters(experiment, "training", batch_size=32)
 
-    code = main(["--param", str(changed), "--train"])
+    code = main(["--param", str(path), "--train"])
 
     assert code == 2
     assert "training.batch_size: 16 then, 32 now" in capsys.readouterr().err
+
+
+def test_generating_with_the_parameters_of_another_model_is_refused(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed_parameters(experiment, "model", latent_dim=9)
+
+    assert main(["--param", str(path), "--generate"]) == 2
+    assert "model.latent_dim: 4 then, 9 now" in capsys.readouterr().err
+
+
+def test_parameters_may_change_until_a_step_is_kept(tmp_path: Path) -> None:
+    path = write_inputs(
+        tmp_path, tiny={"training": {"learning_rate": {"alpha_0": 1e30}}}
+    )
+    assert main(["--param", str(path), "--process", "--train"]) == 2
+    experiment = Experiment.open(tmp_path / "experiments" / "tiny")
+    repaired = changed_parameters(experiment, "training", learning_rate={})
+
+    assert main(["--param", str(repaired), "--train"]) == 0
+    assert experiment.has_checkpoint
+
+
+@pytest.mark.parametrize("action", [["--train"], ["--generate"], ["--evaluate"]])
+def test_action_before_processing_says_what_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+) -> None:
+    path = write_inputs(tmp_path, tiny={})
+
+    assert main(["--param", str(path), *action]) == 2
+    assert "Run --process first" in capsys.readouterr().err
 
 
 def test_estimate_tells_every_stage_and_writes_nothing(
@@ -171,20 +208,12 @@ def test_estimate_tells_every_stage_and_writes_nothing(
     output = capsys.readouterr().out
     assert code == 0
     assert re.search(r"240 cells x \d+ genes on", output)
-    assert re.search(r"process +\d+ MB +\d+ MB", output)
+    assert re.search(r"process +\d+ MB +\d+ (MB|kB)", output)
     assert re.search(
         r"train, gan +[\d.]+ [MG]B +\d+ MB +.* at [\d.e+]+ steps/s", output
     )
+    assert re.search(r"train, 2 maps +\d+ MB +\d+ min", output)
     assert not (tmp_path / "experiments").exists()
-
-
-def test_training_before_processing_says_what_to_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_inputs(tmp_path, tiny={})
-
-    assert main(["--param", str(path), "--train"]) == 2
-    assert "Run --process first" in capsys.readouterr().err
 
 
 @pytest.mark.slow

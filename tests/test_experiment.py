@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from cellgan.config import ExperimentParameters, parse_experiment
 from cellgan.errors import ConfigError, DataError
-from cellgan.experiment import Experiment, reference_manifest, replacing
+from cellgan.experiment import (
+    Experiment,
+    reference_manifest,
+    remove_leftovers,
+    replacing,
+)
 
 PREPROCESSED = {
     "total_count": 100,
@@ -130,6 +136,30 @@ def test_replacing_swaps_a_whole_folder(tmp_path: Path) -> None:
 
     assert [file.name for file in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_works_over_what_a_killed_process_of_the_same_number_left(
+    tmp_path: Path,
+) -> None:
+    leftover = tmp_path / f".pbmc.{os.getpid()}.tmp"
+    (leftover / "TF_records").mkdir(parents=True)
+    with replacing(tmp_path / "pbmc") as temporary:
+        temporary.mkdir()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["pbmc"]
+    assert list((tmp_path / "pbmc").iterdir()) == []
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".pbmc.123.tmp").mkdir()
+    (tmp_path / ".pbmc.456.tmp").touch()
+    (tmp_path / ".pbmc2.123.tmp").mkdir()
+    (tmp_path / "pbmc").mkdir()
+    remove_leftovers(tmp_path / "pbmc")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"pbmc", ".pbmc2.123.tmp"}
 
 
 def test_manifest_of_a_reference_folder_counts_realised_cells(
