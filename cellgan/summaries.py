@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -148,7 +149,7 @@ class RunLog:
             ``(n_cells, n_dimensions)``. The browser loads all of it, so give some 50
             principal components, not all genes.
         labels
-            Name of each cell's label.
+            Name of each cell's label; tabs and line breaks are shown as spaces.
         kinds
             ``"real"`` or ``"generated"``, by cell.
         """
@@ -157,7 +158,8 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._folder / "projector_points.tsv") as temporary:
             np.savetxt(temporary, points, fmt="%.5g", delimiter="\t")
-        rows = ["label\tkind", *map("\t".join, zip(labels, kinds, strict=True))]
+        names = [re.sub(r"\s+", " ", label) for label in labels]
+        rows = ["label\tkind", *map("\t".join, zip(names, kinds, strict=True))]
         with replacing(self._folder / "projector_cells.tsv") as temporary:
             temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
         with replacing(self._folder / "projector_config.pbtxt") as temporary:

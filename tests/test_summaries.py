@@ -153,6 +153,15 @@ def test_tensorboard_shows_the_last_cells_in_the_projector(tensorboard):
     assert cells.decode() == "label\tkind\nB cell\treal\nT cell\tgenerated\n"
 
 
+def test_projector_has_one_row_per_cell_when_labels_have_tabs_and_line_breaks(tmp_path):
+    labels = ["B\tcell", "T\r\n \tcell", "NK\u2028cell"]
+    with make_log(tmp_path) as log:
+        log.projector(np.ones((3, 2)), labels, ["real"] * 3)
+    cells = tmp_path / "job/gan/logs/projector_cells.tsv"
+    rows = ["label\tkind", "B cell\treal", "T cell\treal", "NK cell\treal"]
+    assert cells.read_text(encoding="utf-8").splitlines() == rows
+
+
 def test_metrics_file_has_a_line_per_summary_without_those_beyond_a_resume(
     experiments,
 ):

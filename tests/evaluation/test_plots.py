@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from unittest.mock import create_autospec
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_score
 
 from cellgan.evaluation import plots
@@ -76,6 +80,38 @@ def test_umap_separates_the_clusters(halves):
     cells = np.vstack([side.toarray() for side in halves[0]])
     coordinates = plots.embed(cells, method="umap", seed=0, log_components=True)
     assert silhouette_score(coordinates, np.concatenate(halves[1])) > 0.5
+
+
+@pytest.mark.parametrize("log_components", [True, False])
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("n_cells", [1, 2, 3])
+def test_embedding_is_the_principal_components_when_cells_are_very_few(
+    n_cells, method, log_components
+):
+    cells = np.random.default_rng(0).poisson(2.0, (n_cells, 5)).astype(np.float32)
+    points = plots.embed(cells, method=method, seed=0, log_components=log_components)
+    values = np.log1p(cells) if log_components else cells
+    # two components hold all of three cells: the map turns them, and loses nothing
+    assert points.shape == (n_cells, 2)
+    assert points.dtype == np.float32
+    np.testing.assert_allclose(pdist(points), pdist(values), rtol=1e-4)
+    np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-5)
+
+
+def test_embedding_pads_with_zeros_when_there_is_one_gene():
+    cells = np.array([[1.0], [3.0], [8.0]], np.float32)
+    points = plots.embed(cells, method="tsne", seed=0, log_components=False)
+    np.testing.assert_allclose(np.abs(points), [[3, 0], [1, 0], [4, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)]
+)
+def test_embedding_maps_the_fewest_cells_that_both_methods_take(method):
+    cells = np.random.default_rng(0).poisson(2.0, (4, 5)).astype(np.float32)
+    points = plots.embed(cells, method=method, seed=0, log_components=True)
+    assert points.shape == (4, 2)
+    assert np.isfinite(points).all()
 
 
 @pytest.mark.parametrize("n_labels", [3, 10, 20, 35])
@@ -207,6 +243,38 @@ def test_strategy_figure_orders_fractions_and_draws_their_intervals(drawn, tmp_p
     band = axes.collections[1].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 0.9)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [*scores]
+
+
+NOT_MATHEMATICS = ("CD4$^{hi$", "$x^2$ and $y$")
+
+
+def draw_embedding(path, text):
+    cells, labels = np.eye(2), np.array([text, "other"])
+    plots.embedding_figure(path, cells, cells, labels, labels, seed=0, title=text)
+
+
+def draw_strategies(path, text):
+    scores = {text: [plots.Estimate(0.5, 0.4, 0.6)]}
+    plots.strategy_figure(path, [0.5], scores, title=text)
+
+
+def draw_correlations(path, text):
+    plots.correlation_figure(path, np.eye(2), np.eye(2), [text, "other"])
+
+
+@pytest.mark.parametrize("text", NOT_MATHEMATICS)
+@pytest.mark.parametrize("draw", [draw_embedding, draw_strategies, draw_correlations])
+def test_figure_shows_text_as_it_is_when_it_has_dollar_signs(
+    monkeypatch, tmp_path, draw, text
+):
+    fast_embedding(monkeypatch)
+    savefig = create_autospec(Figure.savefig, side_effect=Figure.savefig)
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    draw(tmp_path / "figure.png", text)
+    figure = savefig.call_args.args[0]
+    shown = [found for found in figure.findobj(Text) if found.get_text() == text]
+    assert len(shown) >= 2  # title and legend, or the ticks of both axes
+    assert not any(found.get_parse_math() for found in shown)
 
 
 def test_figure_is_not_left_half_written_when_saving_fails(tmp_path):
