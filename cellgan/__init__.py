@@ -42,6 +42,9 @@ def load(folder: str | Path, *, step: int | None = None) -> TrainedModel:
     CheckpointError
         If the folder holds no complete checkpoint, or not the one of ``step``.
     """
+    from cellgan.start import load_tensorflow  # noqa: PLC0415
+
+    load_tensorflow()
     from cellgan.generation import TrainedModel  # noqa: PLC0415  (keeps import light)
 
     return TrainedModel.load(folder, step=step)

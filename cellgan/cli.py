@@ -32,7 +32,6 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    silence_tensorflow()
     _log_to_stdout()
     try:
         return _run(_parser().parse_args(arguments))
@@ -40,14 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is kept.", file=sys.stderr)
+        print(
+            "interrupted; the same command goes on from the last checkpoint (one is "
+            "kept every training.save_freq steps).",
+            file=sys.stderr,
+        )
         return 130
-
-
-def silence_tensorflow() -> None:
-    """Quieten TensorFlow's start-up messages; its errors still show."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def choose_gpus(gpus: Sequence[int]) -> None:
@@ -278,7 +275,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of cells: one per label in order; one number for scGAN; "
         "LABEL=N pairs; or like-data, the numbers of the training cells (default)",
     )
-    add("--seed", type=int, help="seed of the generated cells (0)")
+    add("--seed", type=int, metavar="N", help="seed of the generated cells (0)")
     add(
         "--counts",
         action="store_true",
@@ -289,7 +286,8 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--save_path",
         type=Path,
         metavar="FILE",
-        help="where the cells go: .h5ad, .zarr or a 10x .mtx folder",
+        help="where the cells go: .h5ad, .zarr or a 10x .mtx folder; by default "
+        "generated/cells.h5ad of the experiment, replacing what is there",
     )
 
 

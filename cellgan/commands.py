@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +15,7 @@ from typing import Literal
 from cellgan import queue
 from cellgan.cell_requests import check_save_path, parse_cells_no
 from cellgan.experiment import Experiment
+from cellgan.start import load_tensorflow
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def train(experiment: Experiment) -> None:
         experiment = _with_data_source(experiment, stored["data_source"])
         experiment.check_frozen("model", "training")
 
-    _load_tensorflow()
+    load_tensorflow()
     from cellgan import batches, distribution, models, summaries  # noqa: PLC0415
     from cellgan.checkpoints import StageCheckpoint  # noqa: PLC0415
     from cellgan.training import Schedule, train_stage  # noqa: PLC0415
@@ -140,6 +139,7 @@ def train(experiment: Experiment) -> None:
                 validation,
                 strategy,
             )
+    log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
 
 
 def generate(
@@ -172,7 +172,7 @@ def generate(
     )
     path = check_save_path(save_path or experiment.generated_file)
 
-    _load_tensorflow()
+    load_tensorflow()
     from cellgan.generation import TrainedModel  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
@@ -212,7 +212,7 @@ def augment(
     experiment.manifest()  # not processed: said before anything is checked
     experiment.check_frozen("input_ds")
 
-    _load_tensorflow()
+    load_tensorflow()
     import keras  # noqa: PLC0415
 
     from cellgan import augmentation  # noqa: PLC0415
@@ -252,7 +252,7 @@ def estimate(experiment: Experiment) -> None:
         manifest, n_values = survey(experiment)
         n_valid = experiment.parameters.input_ds.split.valid_cells
 
-    _load_tensorflow()
+    load_tensorflow()
     from cellgan.estimate import (  # noqa: PLC0415
         describe,
         estimate_maps,
@@ -278,19 +278,3 @@ def _with_data_source(
     training = dataclasses.replace(training, data_source=settled)
     parameters = dataclasses.replace(experiment.parameters, training=training)
     return dataclasses.replace(experiment, parameters=parameters)
-
-
-def _load_tensorflow() -> None:
-    """Import TensorFlow without its start-up messages, which no setting silences."""
-    if "tensorflow" in sys.modules:
-        return
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf  # noqa: PLC0415  (its messages come with the import)
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-    tf.get_logger().setLevel("ERROR")  # its warnings are for programmers

@@ -70,7 +70,7 @@ class Piece(NamedTuple):
     are_counts: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A model with the weights of one checkpoint, ready to generate."""
 
@@ -79,6 +79,25 @@ class TrainedModel:
     model: GenerativeModel
     step: int
     """Completed training steps of the weights."""
+
+    def __repr__(self) -> str:
+        labels = ", ".join(self.labels) if self.labels else "none"
+        kind, folder = self.experiment.parameters.model.type, self.experiment.folder
+        return (
+            f"{kind} of {folder}, step {self.step}: {len(self.genes)} genes; "
+            f"labels: {labels}"
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that cells can be asked for, in order; none if unconditional."""
+        categories = self.manifest.label_vocabulary.categories
+        return categories if self._is_conditional else ()
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Gene names, in the order of the generated columns."""
+        return self.manifest.features[RNA]
 
     @classmethod
     def load(cls, folder: str | Path, *, step: int | None = None) -> TrainedModel:

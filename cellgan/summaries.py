@@ -78,6 +78,8 @@ class RunLog:
         self._last_line = (step, max_steps, time.perf_counter())
         if not self._is_chief:
             return
+        if step:
+            logger.info("%s: going on from step %d", self.experiment, step)
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("events.*"):
             _cut_events(path, step)

@@ -34,6 +34,9 @@ from cellgan.seeds import derive_seed
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 """Shuffled bytes take a third of the time of AnnData's gzip, and a fifth less disk."""
 
+SHOWN_LABELS = 30
+"""At most this many labels are listed, in the order that --cells_no takes."""
+
 
 class ProcessingSummary(NamedTuple):
     """What processing did."""
@@ -172,9 +175,10 @@ def make_manifest(
 
 def describe(summary: ProcessingSummary) -> str:
     """Return the summary as a table of a few lines."""
-    largest = sorted(summary.cells_per_label.items(), key=lambda item: -item[1])
-    sizes = ", ".join(f"{name} ({number:,})" for name, number in largest[:6])
-    more = f", and {len(largest) - 6} more" if len(largest) > 6 else ""
+    labels = list(summary.cells_per_label.items())
+    sizes = ", ".join(f"{name} ({number:,})" for name, number in labels[:SHOWN_LABELS])
+    n_more = len(labels) - SHOWN_LABELS
+    more = f", and {n_more} more" if n_more > 0 else ""
     splits = summary.split_sizes
     filled = summary.n_values / (summary.shape_after[0] * summary.shape_after[1])
     megabytes = (
@@ -185,7 +189,7 @@ def describe(summary: ProcessingSummary) -> str:
         "cells": f"{summary.shape_after[0]:,} of {summary.shape_before[0]:,}",
         "genes": f"{summary.shape_after[1]:,} of {summary.shape_before[1]:,}",
         "counts": f"from {summary.source}, {filled:.1%} not zero",
-        summary.label: f"{len(largest)} values: {sizes}{more}",
+        summary.label: f"{len(labels)} values: {sizes}{more}",
         "split": ", ".join(f"{name} {splits[name]:,}" for name in SPLITS),
         "on disk": ", ".join(megabytes),
         "seconds": f"{sum(summary.seconds.values()):.1f}: {phases}",

@@ -28,6 +28,7 @@ GROUPS = {
         "cellgan.manifest",
         "cellgan.model_configs",
         "cellgan.seeds",
+        "cellgan.start",
     ),
     "data": (
         "cellgan.batches",

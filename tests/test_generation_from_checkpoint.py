@@ -144,3 +144,19 @@ def test_unprocessed_experiment_is_an_error(tmp_path):
     (make_experiment(tmp_path).folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json: no such file\. Run --proc"):
         cellgan.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "labels"), [("scGAN", ()), ("cscGAN", ("B", "T", "NK"))]
+)
+def test_a_model_tells_what_it_is_in_one_line(tmp_path, model_type, labels):
+    experiment = make_experiment(tmp_path / "pbmc", model_type)
+    save_model(experiment, 7, shift=0)
+    model = cellgan.load(experiment.folder)
+
+    assert model.labels == labels
+    assert model.genes == MANIFEST.features["rna"]
+    assert repr(model) == (
+        f"{model_type} of {experiment.folder}, step 7: 40 genes; "
+        f"labels: {', '.join(labels) or 'none'}"
+    )

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 MOST_MAPPED_CELLS = 2000
 """At most this many cells of each side are drawn on the map."""
 N_CORRELATED_GENES = 100
+FEW_CELLS = 50
+"""Fewer compared cells than this earn a word of caution."""
 
 DESCRIPTIONS = {
     "mmd_squared": "squared maximum mean discrepancy on the components, unbiased; "
@@ -107,6 +109,13 @@ def evaluate(
     _draw_figures(experiment, compared, space, seed)
     write_json(experiment.evaluation_folder / "report.json", document)
     log.info("%s", _table(document))
+    if len(compared.generated) < FEW_CELLS:
+        log.info(
+            "%s: only %d cells a side could be compared, which says little; generate "
+            "like-data, or hold out more cells",
+            experiment.name,
+            len(compared.generated),
+        )
     return document
 
 
