@@ -172,7 +172,8 @@ class OptimizerParameters:
 class TrainingParameters:
     """How the model is trained; frozen at the first ``--train``.
 
-    A frequency is in steps; 0 or less switches its action off.
+    A frequency is in steps; 0 or less switches its action off. The trained model is
+    saved after the last step in any case.
     """
 
     max_steps: Positive = 1_000_000

@@ -11,9 +11,10 @@ ADAM_EPSILON = 1e-8
 
 
 class GeometricDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate that falls by the same factor at every step.
+    """Learning rate that changes by the same factor at every step.
 
-    After ``k`` steps it is ``initial * (final / initial)**(k / max_steps)``.
+    After ``k`` steps it is ``initial * (final / initial)**(k / max_steps)``; it is
+    constant when both are equal.
 
     Parameters
     ----------
@@ -108,7 +109,8 @@ def adam(
     Parameters
     ----------
     learning_rate
-        Rate or schedule.
+        Rate or schedule. A rate becomes a variable of the optimizer, which checkpoints
+        hold; a schedule does not.
     moments
         Decay of the first and second moments.
     amsgrad

@@ -36,7 +36,8 @@ class Schedule:
     """What happens after which step.
 
     A frequency is in steps; 0 or less switches its action off. An action that is on is
-    also due after the last step.
+    also due after the last step. The trained model is saved after the last step in any
+    case.
     """
 
     max_steps: int
@@ -51,10 +52,10 @@ class Schedule:
 
     def due(self, step: int) -> frozenset[str]:
         """Return which of "progress", "summary", "validation", "save" follow a step."""
-        last = step == self.max_steps
-        return frozenset(
-            name for name, freq in self._active().items() if last or step % freq == 0
-        )
+        active = self._active()
+        if step == self.max_steps:
+            return frozenset({*active, "save"})
+        return frozenset(name for name, freq in active.items() if step % freq == 0)
 
     def next_due(self, step: int) -> int:
         """Return the first step after `step` that is followed by something."""
@@ -202,8 +203,9 @@ def train_stage(
         ``s * stage.batches_per_step``. Diagnostics look at the first batch of this
         run at every summary, through an iterator of their own.
     on_validation
-        Called with the step on every worker, since weights that are averaged over
-        replicas can only be read by all of them together.
+        Called with the step, after the step is saved, so that its failure loses
+        nothing. Called on every worker, since weights that are averaged over replicas
+        can only be read by all of them together.
 
     Returns
     -------
@@ -237,10 +239,10 @@ def train_stage(
         if "summary" in due:
             log.scalars(step, metrics)
             log.tensors(step, steps.diagnostics(first_batch, step))
-        if "validation" in due:
-            on_validation(step)
         if "save" in due:
             checkpoint.save(step)
+        if "validation" in due:
+            on_validation(step)
     return step
 
 

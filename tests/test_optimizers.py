@@ -27,6 +27,11 @@ def test_decay_gives_all_updates_of_a_step_the_same_rate():
     assert rates == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
+def test_decay_between_equal_rates_is_that_rate_exactly():
+    schedule = GeometricDecay(0.3, 0.3, max_steps=7, updates_per_step=2)
+    assert set(np.asarray(schedule(np.arange(50)))) == {np.float32(0.3)}
+
+
 def test_decay_is_rebuilt_from_its_configuration():
     schedule = GeometricDecay(1e-3, 1e-5, max_steps=7, updates_per_step=3)
     rebuilt = GeometricDecay.from_config(schedule.get_config())

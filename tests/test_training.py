@@ -13,6 +13,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellgan.checkpoints import saved_steps
 from cellgan.errors import TrainingError
 from cellgan.seeds import derive_seed
 from cellgan.training import Schedule, replica_seed
@@ -28,6 +29,18 @@ frequencies = st.integers(min_value=-1, max_value=12)
 def assert_equal(these, those):
     for this, that in zip(these, those, strict=True):
         np.testing.assert_array_equal(this, that)
+
+
+@pytest.mark.parametrize("save_freq", [0, -1])
+def test_only_the_last_step_is_saved_when_saving_is_off(save_freq):
+    schedule = Schedule(25, 0, 0, 0, save_freq)
+    due = {step: set(schedule.due(step)) for step in range(1, 26) if schedule.due(step)}
+    assert due == {25: {"save"}}
+
+
+def test_the_trained_model_is_kept_when_saving_is_off(tmp_path):
+    train(tmp_path, LinearStage(), dataclasses.replace(QUIET, save_freq=0))
+    assert saved_steps(tmp_path / "job/linear/checkpoints") == [23]
 
 
 def test_schedule_has_an_action_due_at_its_frequency_and_after_the_last_step():
@@ -137,19 +150,21 @@ def test_a_nan_before_any_checkpoint_says_so(tmp_path):
     assert not (tmp_path / "job/linear/checkpoints").exists()
 
 
-def test_validation_comes_before_the_save_of_the_same_step(tmp_path):
-    folder = tmp_path / "job/linear/checkpoints"
+def test_a_failing_validation_leaves_the_checkpoint_of_its_step(tmp_path):
+    def fail(step):
+        msg = f"no plot of step {step}"
+        raise OSError(msg)
+
+    with pytest.raises(OSError, match="no plot of step 6"):
+        train(tmp_path, LinearStage(), Schedule(12, 0, 6, 0, 6), on_validation=fail)
+    assert saved_steps(tmp_path / "job/linear/checkpoints") == [6]
+
+
+def test_validation_follows_every_step_at_its_frequency(tmp_path):
     seen = []
-    train(
-        tmp_path,
-        LinearStage(),
-        Schedule(12, 0, 6, 0, 6),
-        on_validation=lambda step: seen.append(
-            (step, (folder / f"model-{step}").exists())
-        ),
-    )
-    assert seen == [(6, False), (12, False)]
-    assert (folder / "model-12").exists()
+    schedule = Schedule(14, 0, 6, 0, 0)
+    train(tmp_path, LinearStage(), schedule, on_validation=seen.append)
+    assert seen == [6, 12, 14]
 
 
 def test_progress_is_one_line_with_rate_and_losses(tmp_path, caplog):

@@ -174,13 +174,9 @@ def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
 
 def _optimizer(training: TrainingParameters, updates_per_step: int) -> keras.Optimizer:
     rate = training.learning_rate
-    schedule = (
-        GeometricDecay(
-            rate.alpha_0, rate.alpha_final, training.max_steps, updates_per_step
-        )
-        if rate.decay
-        else rate.alpha_0
-    )
+    final = rate.alpha_final if rate.decay else rate.alpha_0
+    # A schedule also when the rate is constant: a checkpoint must not bring its own.
+    schedule = GeometricDecay(rate.alpha_0, final, training.max_steps, updates_per_step)
     settings = training.optimizer
     return adam(
         schedule,

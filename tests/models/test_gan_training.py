@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from cellgan import losses
 from cellgan.batches import CellBatch
+from cellgan.checkpoints import StageCheckpoint
 from cellgan.models.gan_training import RealCells
 from tests.models.gan_reference import Reference
 from tests.models.gan_stages import (
@@ -85,6 +86,40 @@ def test_learning_rate_is_constant_without_decay():
         float(stage.train_step(make_batches(), SEED)["learning_rate"]) for _ in range(3)
     ]
     assert rates == [0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_the_state_of_the_stage_holds_no_learning_rate(decay):
+    stage = make_stage(training={"learning_rate": {"decay": decay}})
+    paths = [v.path for part in stage.trackables().values() for v in part.variables]
+    assert len(paths) > 0
+    assert [path for path in paths if "learning_rate" in path] == []
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_a_stage_started_from_another_experiment_has_its_own_learning_rate(
+    tmp_path, decay
+):
+    other = {"learning_rate": {"decay": decay, "alpha_0": 0.5}}
+    source = make_stage(training=other)
+    source.first_step(make_batches(), SEED)
+    StageCheckpoint(source.trackables(), tmp_path / "other").save(1)
+    before, moves = values(source.critic.network), {}
+    for rate in (0.125, 0.25):
+        own = {"learning_rate": {"decay": False, "alpha_0": rate}}
+        stage = make_stage(training=own)
+        checkpoint = StageCheckpoint(
+            stage.trackables(), tmp_path / str(rate), start_from=tmp_path / "other"
+        )
+        assert checkpoint.restore_latest() == 1
+        # one critic update, whose length is proportional to the rate
+        metrics = stage.first_step(make_batches(), SEED)
+        assert float(metrics["learning_rate"]) == rate
+        after = values(stage.critic.network)
+        moves[rate] = {path: after[path] - before[path] for path in before}
+    for path, move in moves[0.25].items():
+        assert np.any(move)
+        np.testing.assert_allclose(move, 2 * moves[0.125][path], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -241,19 +276,35 @@ def test_scaled_records_are_used_as_they_are():
 
 
 @BOTH
-def test_a_step_with_batches_of_one_cell_is_finite(model_type):
+def test_a_step_with_a_batch_of_one_cell_is_that_of_an_empty_cell(model_type):
+    # normalised by its own statistics, the one cell is 0 in every layer of a fresh
+    # generator, and a fresh critic scores such a cell 0
     stage = make_stage(model_type)
-    metrics = stage.train_step(make_batches(n_cells=1), SEED)
-    assert all(np.isfinite(float(value)) for value in metrics.values())
+    batches = make_batches(n_cells=1)
+    score = float(stage.critic.network(*stage.real_cells.read(batches[0]))[0])
+    metrics = stage.first_step(batches, SEED)
+    expected = stage.penalty_weight * metrics["Penalty"] - score
+    np.testing.assert_allclose(metrics["critic_loss_1"], expected, rtol=1e-5)
+    assert float(metrics["gradient_norm/generator"]) == 0
+    for norm in stage.generator.network.norms:
+        # 0.1 % of the way from 1 to a variance of 0
+        np.testing.assert_allclose(norm.moving_variance, 0.999, rtol=1e-6)
     weights = values(stage.generator.network) | values(stage.critic.network)
     assert all(np.all(np.isfinite(value)) for value in weights.values())
 
 
-def test_a_single_label_is_enough_for_cscgan():
-    stage = make_stage(trained=(12,))
-    metrics = stage.train_step(make_batches(n_labels=1), SEED)
-    assert all(np.isfinite(float(value)) for value in metrics.values())
-    assert np.all(stage.draw(100, SEED).codes.numpy() == 0)
+def test_cscgan_with_a_single_label_is_scgan():
+    stages = [make_stage(kind, trained=(12,)) for kind in ("cscGAN", "scGAN")]
+    found, expected = (
+        stage.train_step(make_batches(n_labels=1), SEED) for stage in stages
+    )
+    # not gen_loss: what the critic's last bias adds to it is rounding
+    for name in ("critic_loss_1", "Penalty", "gradient_norm/critic"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    np.testing.assert_allclose(
+        found["gradient_norm/generator"], expected["gradient_norm/generator"], rtol=1e-4
+    )
+    assert np.all(stages[0].draw(100, SEED).codes.numpy() == 0)
 
 
 @pytest.mark.parametrize("normalization", ["layernorm", "none"])
