@@ -148,7 +148,8 @@ class Gan(GenerativeModel):
         read_out = _READ_OUTS[model.critic_cond_type] if is_conditional else "plain"
 
         def make_stage(generator: Generator) -> GanStage:
-            logger.info("XLA is %s", "on" if jit else "off")
+            if jit:
+                logger.info("losses and gradients are compiled with XLA")
             critic = Critic(
                 (n_genes, *model.critic_layers),
                 n_categories,
