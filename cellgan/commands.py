@@ -125,15 +125,7 @@ def train(experiment: Experiment) -> None:
             train_stage(
                 stage,
                 batches_from,
-                Schedule(
-                    max_steps=training.max_steps,
-                    progress_freq=training.progress_freq,
-                    validation_freq=training.validation_freq,
-                    summary_freq=training.summary_freq,
-                    save_freq=training.save_freq,
-                    seed=training.seed,
-                    steps_per_call=training.steps_per_call,
-                ),
+                Schedule.of(training),
                 checkpoint,
                 run_log,
                 validation,

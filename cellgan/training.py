@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.checkpoints import StageCheckpoint
+from cellgan.config import TrainingParameters
 from cellgan.distribution import (
     BatchesFrom,
     check_same_step,
@@ -49,6 +50,19 @@ class Schedule:
     """Root seed of everything drawn inside steps."""
     steps_per_call: int = 10
     """Most steps run by one call of the compiled function; no effect on results."""
+
+    @classmethod
+    def of(cls, training: TrainingParameters) -> Schedule:
+        """Return the schedule that an experiment's parameters say."""
+        return cls(
+            max_steps=training.max_steps,
+            progress_freq=training.progress_freq,
+            validation_freq=training.validation_freq,
+            summary_freq=training.summary_freq,
+            save_freq=training.save_freq,
+            seed=training.seed,
+            steps_per_call=training.steps_per_call,
+        )
 
     def due(self, step: int) -> frozenset[str]:
         """Return which of "progress", "summary", "validation", "save" follow a step."""
