@@ -1,0 +1,197 @@
+"""Files of cells, opened without reading their expression.
+
+``.h5ad`` files hold one modality, called "rna"; ``.h5mu`` files hold several. Values
+are read by rows, so files much larger than memory can be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem, sparse_dataset
+
+from cellgan.errors import DataError
+from cellgan.evaluation.space import Rows
+from cellgan.manifest import RNA
+
+Kind = Literal["counts", "expression", "logarithms"]
+
+SAMPLED_CELLS = 200
+"""Cells that are looked at to tell what kind of values a matrix holds."""
+LARGEST_LOGARITHM = 30.0
+"""Values above are no logarithms of expression: exp(30) counts are in no cell."""
+EQUAL_TOTALS = 0.01
+"""Relative spread of cells' totals below which they count as equal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMatrix:
+    """One modality's values on disk."""
+
+    names: pd.Index
+    """Names of genes or peaks."""
+    place: str
+    """``"X"``, ``'layers["counts"]'`` or ``"raw"``."""
+    kind: Kind
+    """What the values are, judged by a sample of cells."""
+    stored: Any
+    file: Path
+
+    def read(self, rows: Rows) -> sp.csr_array:
+        """Read cells, in the order of `rows`, which ascend.
+
+        Raises
+        ------
+        DataError
+            If a value is negative or not finite.
+        """
+        values = _read_rows(self.stored, rows)
+        if not np.isfinite(values.data).all():
+            n_cells = len(np.unique(_cells_of(values, ~np.isfinite(values.data))))
+            msg = (
+                f"{self.file}: {self.place} holds values that are not numbers (nan or "
+                f"infinity), in {n_cells} of {len(rows)} cells read. Generate or "
+                f"export the file again."
+            )
+            raise DataError(msg)
+        if (values.data < 0).any():
+            msg = (
+                f"{self.file}: {self.place} holds negative values (smallest "
+                f"{values.data.min():.3g}). Counts, or expression without logarithm "
+                f"and scaling, are expected."
+            )
+            raise DataError(msg)
+        values.eliminate_zeros()
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class CellFile:
+    """An open file of cells."""
+
+    path: Path
+    obs: pd.DataFrame
+    provenance: Mapping[str, Any]
+    """What `cellgan.generation` wrote into ``uns``; empty for files of others."""
+    modalities: Mapping[str, FeatureMatrix]
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+
+@contextlib.contextmanager
+def open_cells(path: Path) -> Iterator[CellFile]:
+    """Open an ``.h5ad`` or ``.h5mu`` file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, cannot be read, or names a feature twice.
+    """
+    if not path.exists():
+        msg = f"{path}: no such file."
+        raise DataError(msg)
+    try:
+        with h5py.File(path, "r") as file:
+            yield _cell_file(path, file)
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        msg = f"{path}: cannot be read as .h5ad or .h5mu: {error}."
+        raise DataError(msg) from error
+
+
+def _cell_file(path: Path, file: h5py.File) -> CellFile:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that older AnnData wrote
+        obs = read_elem(file["obs"])
+        provenance = read_elem(file["uns/cellgan"]) if "uns/cellgan" in file else {}
+        groups = {RNA: file}
+        if "mod" in file:
+            groups = {name: file["mod"][name] for name in file["mod"]}
+            obs = _joined_obs(obs, groups)
+        modalities = {
+            name: _feature_matrix(path, group, provenance)
+            for name, group in groups.items()
+        }
+    return CellFile(path, obs, provenance, modalities)
+
+
+def _joined_obs(obs: pd.DataFrame, groups: Mapping[str, h5py.Group]) -> pd.DataFrame:
+    """Return the columns all modalities share, and those of the first that has more."""
+    for group in groups.values():
+        own = read_elem(group["obs"])
+        new = [column for column in own.columns if column not in obs.columns]
+        obs = obs.join(own[new])
+    return obs
+
+
+def _feature_matrix(
+    path: Path, group: h5py.Group, provenance: Mapping[str, Any]
+) -> FeatureMatrix:
+    """Choose where the values are: the first place with counts, else X."""
+    places = {"X": ("X", "var")}
+    places['layers["counts"]'] = ("layers/counts", "var")
+    places["raw"] = ("raw/X", "raw/var")
+    found = {}
+    for place, (values, features) in places.items():
+        if values in group:
+            stored = _stored(group[values])
+            names = pd.Index(read_elem(group[features]).index.astype(str))
+            found[place] = names, stored, _kind(stored, provenance)
+    if not found:
+        msg = f"{path}: holds no expression: neither X nor raw nor layers/counts."
+        raise DataError(msg)
+    place = next(
+        (name for name, (_, _, kind) in found.items() if kind == "counts"),
+        next(iter(found)),
+    )
+    names, stored, kind = found[place]
+    if not names.is_unique:
+        twice = names[names.duplicated()][0]
+        msg = f'{path}: the gene "{twice}" is there twice. Give every gene one name.'
+        raise DataError(msg)
+    return FeatureMatrix(names, place, kind, stored, path)
+
+
+def _stored(element: Any) -> Any:
+    return sparse_dataset(element) if isinstance(element, h5py.Group) else element
+
+
+def _read_rows(stored: Any, rows: Rows) -> sp.csr_array:
+    if isinstance(stored, h5py.Dataset) or stored.format == "csr":
+        return sp.csr_array(stored[rows])
+    return sp.csr_array(stored.to_memory())[rows]
+
+
+def _kind(stored: Any, provenance: Mapping[str, Any]) -> Kind:
+    """Tell what the values are, by what is known of the file or by their look."""
+    n_cells = stored.shape[0]
+    rows = np.unique(
+        np.linspace(0, n_cells - 1, min(n_cells, SAMPLED_CELLS)).astype(int)
+    )
+    values = _read_rows(stored, rows) if n_cells else sp.csr_array(stored.shape)
+    data = values.data[np.isfinite(values.data)]
+    if (data == np.rint(data)).all():
+        return "counts"
+    is_ours = not provenance.get("are_counts", True)
+    if is_ours or data.max() > LARGEST_LOGARITHM or _has_equal_totals(values):
+        return "expression"
+    return "logarithms"
+
+
+def _has_equal_totals(values: sp.csr_array) -> bool:
+    totals = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+    return bool(np.ptp(totals) < EQUAL_TOTALS * totals.mean())
+
+
+def _cells_of(values: sp.csr_array, which: Any) -> Rows:
+    cells: Rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))[which]
+    return cells
