@@ -21,6 +21,9 @@ from preprocessing.sparse_blocks import BLOCK_VALUES, row_blocks, row_ranges
 
 Blocks = Iterator[sp.csr_matrix]
 
+MOST_STORED_TOGETHER = 2**24
+"""Values of cells that are read together because the file stores them so, at most."""
+
 
 class Matrix(NamedTuple):
     """One matrix of a raw file, not read yet."""
@@ -101,7 +104,7 @@ def dense_blocks(
     they would fill the memory.
     """
     step = max(1, BLOCK_VALUES // max(n_genes, 1))
-    if stored_together <= 8 * step:
+    if stored_together * n_genes <= MOST_STORED_TOGETHER:
         step = max(1, step // stored_together) * stored_together
     for start in range(0, n_cells, step):
         yield sp.csr_matrix(as_float32(read(start, min(start + step, n_cells))))
@@ -110,7 +113,7 @@ def dense_blocks(
 def as_float32(values: Any) -> npt.NDArray[np.float32]:
     """Return values as float32; those beyond its range become infinite."""
     with np.errstate(over="ignore"):
-        return np.asarray(values).astype(np.float32)
+        return np.asarray(values).astype(np.float32, copy=False)
 
 
 def _within(indices: npt.NDArray[Any], size: int) -> npt.NDArray[np.int32]:

@@ -15,8 +15,12 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from tqdm import tqdm
 
-BLOCK_VALUES = 2**21
-"""About how many values are handled at once."""
+BLOCK_VALUES = 2**18
+"""About how many values are handled at once: a few MB, so that what a block needs for a
+moment does not count even beside a small data set (measured, 2**21 did)."""
+FIRST_VALUES = 2**23
+"""Room for values before a matrix has to be enlarged. What is not written to takes no
+memory, and arrays from here on (32 MB) are enlarged without being copied."""
 LARGEST_COUNT = 2**24
 """float32 holds every integer up to here."""
 
@@ -107,7 +111,7 @@ def assemble(
     ValueError
         If the blocks are damaged or have another number of rows.
     """
-    parts: list[sp.csr_matrix] = []
+    rows = _GrowingMatrix()
     done = 0
     with progress(n_rows, description, unit) as bar:
         for block in blocks:
@@ -115,14 +119,13 @@ def assemble(
             block.sum_duplicates()
             _require_values(block, done, integers=integers)
             block.eliminate_zeros()
-            block.prune()
-            parts.append(block)
+            rows.append(block)
             done += block.shape[0]
             bar.update(block.shape[0])
     if done != n_rows:
         msg = f"{done} rows found, {n_rows} expected"
         raise ValueError(msg)
-    return parts[0] if len(parts) == 1 else _join(parts)
+    return rows.finished()
 
 
 def keep(
@@ -193,22 +196,39 @@ def _require_values(block: sp.csr_matrix, first_row: int, *, integers: bool) -> 
             )
 
 
-def _join(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
-    """Join blocks of rows; each is freed when its values are copied."""
-    n_rows = sum(part.shape[0] for part in parts)
-    n_values = sum(part.nnz for part in parts)
-    n_columns = parts[0].shape[1]
-    index = sp.get_index_dtype(maxval=max(n_values, n_columns))
-    data = np.empty(n_values, dtype=np.float32)
-    indices = np.empty(n_values, dtype=index)
-    indptr = np.zeros(n_rows + 1, dtype=index)
-    row = end = 0
-    parts.reverse()
-    while parts:
-        part = parts.pop()
-        data[end : end + part.nnz] = part.data
-        indices[end : end + part.nnz] = part.indices
-        indptr[row + 1 : row + part.shape[0] + 1] = part.indptr[1:].astype(index) + end
-        row += part.shape[0]
-        end += part.nnz
-    return sp.csr_matrix((data, indices, indptr), shape=(n_rows, n_columns))
+class _GrowingMatrix:
+    """A matrix to which blocks of rows are appended.
+
+    Its arrays are enlarged in place, so that values are not in memory twice, as they
+    are when blocks are joined at the end.
+    """
+
+    def __init__(self) -> None:
+        self._data = np.empty(FIRST_VALUES, dtype=np.float32)
+        self._indices = np.empty(FIRST_VALUES, dtype=np.int32)
+        self._row_ends = [np.zeros(1, dtype=np.int64)]
+        self._end = 0
+        self._n_columns = 0
+
+    def append(self, block: sp.csr_matrix) -> None:
+        """Copy rows to the end."""
+        start, self._end = self._end, self._end + block.nnz
+        if self._end > len(self._data):
+            self._resize(self._end + self._end // 8)
+        self._data[start : self._end] = block.data[: block.nnz]
+        self._indices[start : self._end] = block.indices[: block.nnz]
+        self._row_ends.append(block.indptr[1:].astype(np.int64) + start)
+        self._n_columns = block.shape[1]
+
+    def finished(self) -> sp.csr_matrix:
+        """Return the matrix; nothing can be appended any more."""
+        self._resize(self._end)
+        indptr = np.concatenate(self._row_ends)
+        return sp.csr_matrix(
+            (self._data, self._indices, indptr),
+            shape=(len(indptr) - 1, self._n_columns),
+        )
+
+    def _resize(self, n_values: int) -> None:
+        self._data.resize(n_values, refcheck=False)
+        self._indices.resize(n_values, refcheck=False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -83,6 +87,7 @@ def test_read_counts_is_the_same_when_blocks_are_tiny(
     write, source, adata, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sparse_blocks, "BLOCK_VALUES", 50)
+    monkeypatch.setattr(sparse_blocks, "FIRST_VALUES", 70)
     monkeypatch.setattr("preprocessing.raw_file.BLOCK_VALUES", 50)
     monkeypatch.setattr("preprocessing.read_10x.BLOCK_VALUES", 50)
     monkeypatch.setattr("preprocessing.read_tables.BLOCK_VALUES", 50)
@@ -90,6 +95,58 @@ def test_read_counts_is_the_same_when_blocks_are_tiny(
     cells = read(write(adata, tmp_path))
     assert_equal(cells, adata)
     assert cells.source == source
+
+
+def write_dense(path, n_cells, **options):
+    """Write dense counts, one in twenty not zero; return the size of their CSR."""
+    dense = np.random.default_rng(0).poisson(0.05, (n_cells, 20_000))
+    names = {"obs": n_cells, "var": dense.shape[1]}
+    with h5py.File(path, "w") as file:
+        for table, size in names.items():
+            index = [f"{table}{number}" for number in range(size)]
+            ad.io.write_elem(file, table, pd.DataFrame(index=index))
+        file.create_dataset("X", data=dense, **options)
+    return 8 * np.count_nonzero(dense) + 4 * (n_cells + 1)
+
+
+def test_dense_counts_are_not_in_memory_twice_while_they_are_read(
+    tmp_path, monkeypatch
+):
+    csr = write_dense(tmp_path / "dense.h5ad", 1500)
+    monkeypatch.setattr(sparse_blocks, "FIRST_VALUES", 1)
+    tracemalloc.start()
+    try:
+        read(tmp_path / "dense.h5ad")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * csr
+
+
+MEASURE_READING = """
+import re, sys
+from pathlib import Path
+from cellgan.config import parse_experiment
+from preprocessing.process_raw import read_counts
+
+def memory(field):
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{field}:\\s+(\\d+)", status)[1])
+
+block = {"input_ds": {"raw_input": sys.argv[1]}}
+before = memory("VmRSS")
+read_counts(parse_experiment(block, "test").input_ds)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+def test_reading_dense_counts_takes_at_most_three_times_their_size(tmp_path):
+    options = {"compression": "gzip", "compression_opts": 1}
+    csr = write_dense(tmp_path / "dense.h5ad", 2000, **options)
+    command = [sys.executable, "-c", MEASURE_READING, tmp_path / "dense.h5ad"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    assert 1 < int(result.stdout) / csr <= 3
 
 
 @pytest.mark.parametrize("write", WITH_LABEL)
