@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -84,6 +85,16 @@ class Schedule:
             "save": self.save_freq,
         }
         return {name: freq for name, freq in every.items() if freq > 0}
+
+
+class OnValidation(Protocol):
+    """What follows a step in which "validation" is due."""
+
+    def __call__(self, step: int) -> None:
+        """Look at the model as it is after `step` completed steps."""
+
+    def is_missing(self, step: int) -> bool:
+        """Whether a run that saved `step` was stopped before it had looked."""
 
 
 class CompiledSteps:
@@ -203,7 +214,7 @@ def train_stage(
     schedule: Schedule,
     checkpoint: StageCheckpoint,
     log: RunLog,
-    on_validation: Callable[[int], None],
+    on_validation: OnValidation,
     strategy: tf.distribute.Strategy,
 ) -> int:
     """Train a stage to the end of its schedule, from its newest checkpoint.
@@ -218,8 +229,9 @@ def train_stage(
         run at every summary, through an iterator of their own.
     on_validation
         Called with the step, after the step is saved, so that its failure loses
-        nothing. Called on every worker, since weights that are averaged over replicas
-        can only be read by all of them together.
+        nothing: a run that resumes from a step it is missing for begins with it.
+        Called on every worker, since weights that are averaged over replicas can only
+        be read by all of them together.
 
     Returns
     -------
@@ -234,7 +246,9 @@ def train_stage(
     """
     step = checkpoint.restore_latest()
     check_same_step(strategy, step)
-    if step >= schedule.max_steps:
+    is_due = step > 0 and "validation" in schedule.due(step)
+    is_missed = is_due and on_validation.is_missing(step)
+    if step >= schedule.max_steps and not is_missed:
         logger.info('stage "%s" is finished: %d steps', stage.name, step)
         return step
     steps = CompiledSteps(stage, schedule.seed, strategy)
@@ -243,6 +257,8 @@ def train_stage(
     batches, first_batch = iter(dataset), next(iter(dataset))
     steps.trace(batches, step)
     log.begin(step, schedule.max_steps)
+    if is_missed:
+        on_validation(step)
     while step < schedule.max_steps:
         end = min(schedule.next_due(step), step + schedule.steps_per_call)
         step, metrics = steps.run(batches, step, end)

@@ -6,6 +6,8 @@ take part in generating; only the chief draws.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -61,10 +63,18 @@ class Validation:
         if not self._manifest.split_sizes["valid"]:
             return
         losses = self._losses()
-        if losses and self._is_chief:
-            self._log.scalars(step, losses)
         if self._draws_cells:
             self._map_cells(step)
+        if losses and self._is_chief:  # last: done again, they would be there twice
+            self._log.scalars(step, losses)
+
+    def is_missing(self, step: int) -> bool:
+        """Whether the cells of a step were to be mapped, and no map is there."""
+        is_mapped = self._draws_cells and self._manifest.split_sizes["valid"] > 0
+        return is_mapped and not self._map_file(step).exists()
+
+    def _map_file(self, step: int) -> Path:
+        return self._experiment.embedding_folder / f"step_{step}.png"
 
     def _batches(self) -> tf.data.Dataset:
         return evaluation_batches(
@@ -105,7 +115,7 @@ class Validation:
         names = vocabulary.decode(codes)
         is_conditional = self._experiment.parameters.model.is_conditional
         method = self._experiment.parameters.training.embedding
-        path = self._experiment.embedding_folder / f"step_{step}.png"
+        path = self._map_file(step)
         plots.embedding_figure(
             path,
             points[: len(codes)],

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cellgan.cli import main
+from cellgan.evaluation import plots
 from cellgan.training import Schedule
 from tests.linear_stage import LinearStage
 from tests.training_run import STAGES, saved_variables, train
@@ -84,38 +86,45 @@ def checkpoint_of_step(experiments_dir, step):
     return {key: reader.get_tensor(key) for key in keys if key[0] != "_"}
 
 
+def write_parameters(folder, model_type, valid_cells, **training):
+    """Write parameters of a tiny GAN of the embedded cells."""
+    experiment = {
+        "input_ds": {
+            "raw_input": "builtin:pbmc68k_reduced",
+            "clustering": {"key": "bulk_labels"},
+            "split": {"valid_cells": valid_cells},
+        },
+        "training": {"batch_size": 16, "progress_freq": 0, "summary_freq": 0}
+        | training,
+        "model": {
+            "type": model_type,
+            "latent_dim": 4,
+            "gen_layers": [8],
+            "critic_layers": [8],
+        },
+    }
+    document = {
+        "exp_param": {"experiments_dir": str(folder), "GPU": []},
+        "experiments": {"pbmc": experiment},
+    }
+    file = folder.with_suffix(".json")
+    file.write_text(json.dumps(document))
+    return file
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["scGAN", "cscGAN"])
 def test_the_same_command_goes_on_exactly_after_sigkill(tmp_path, model_type):
     commands = {}
     for name in ("whole", "killed"):
-        experiment = {
-            "input_ds": {
-                "raw_input": "builtin:pbmc68k_reduced",
-                "clustering": {"key": "bulk_labels"},
-                "split": {"valid_cells": 0},
-            },
-            "training": {
-                "max_steps": 600,
-                "batch_size": 16,
-                "progress_freq": 0,
-                "validation_freq": 0,
-                "summary_freq": 0,
-                "save_freq": 20,
-            },
-            "model": {
-                "type": model_type,
-                "latent_dim": 4,
-                "gen_layers": [8],
-                "critic_layers": [8],
-            },
-        }
-        document = {
-            "exp_param": {"experiments_dir": str(tmp_path / name), "GPU": []},
-            "experiments": {"pbmc": experiment},
-        }
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(document))
+        file = write_parameters(
+            tmp_path / name,
+            model_type,
+            valid_cells=0,
+            max_steps=600,
+            validation_freq=0,
+            save_freq=20,
+        )
         commands[name] = ["cellgan.cli", "--param", file, "--process", "--train"]
     checkpoints = tmp_path / "killed/pbmc/job/gan/checkpoints"
     run_and_kill(commands["killed"], checkpoints / "model-100")
@@ -126,5 +135,45 @@ def test_the_same_command_goes_on_exactly_after_sigkill(tmp_path, model_type):
     whole, resumed = (checkpoint_of_step(tmp_path / name, 600) for name in commands)
     assert set(resumed) == set(whole)
     assert len(whole) > 20
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)
+
+
+class KilledError(BaseException):
+    """Stops a process where nothing catches it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_map_that_a_killed_run_had_not_drawn_is_drawn_on_resume(
+    tmp_path, monkeypatch, step
+):
+    plan = {"max_steps": 8, "validation_freq": 4, "save_freq": 4}
+    commands = {}
+    for name in ("whole", "killed"):
+        file = write_parameters(tmp_path / name, "cscGAN", valid_cells=60, **plan)
+        commands[name] = ["--param", str(file), "--process", "--train"]
+    draw = plots.embedding_figure
+
+    def draw_until_killed(path, *args, **kwargs):
+        if path.name == f"step_{step}.png":
+            raise KilledError
+        draw(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "embedding_figure", draw_until_killed)
+        with pytest.raises(KilledError):
+            main(commands["killed"])
+    job = tmp_path / "killed/pbmc/job"
+    assert checkpoint_of_step(tmp_path / "killed", step)
+    assert not (job / "TSNE" / f"step_{step}.png").exists()
+
+    assert [main(command) for command in commands.values()] == [0, 0]
+    maps = {path.name for path in (job / "TSNE").iterdir()}
+    assert maps == {"step_4.png", "step_8.png"}
+    lines = (job / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8]
+    whole, resumed = (checkpoint_of_step(tmp_path / name, 8) for name in commands)
+    assert set(resumed) == set(whole)
     for key, value in whole.items():
         np.testing.assert_array_equal(resumed[key], value)

@@ -167,6 +167,44 @@ def test_validation_follows_every_step_at_its_frequency(tmp_path):
     assert seen == [6, 12, 14]
 
 
+@pytest.mark.parametrize(
+    ("missing", "expected"), [((), [12, 14]), ((6,), [6, 12, 14]), ((5, 8), [12, 14])]
+)
+def test_a_resumed_run_begins_with_the_validation_it_has_missed(
+    tmp_path, missing, expected
+):
+    resumed, seen = LinearStage(), []
+    train(tmp_path, LinearStage(), Schedule(6, 0, 0, 0, 6))
+    schedule = Schedule(14, 0, 6, 0, 7)
+    train(tmp_path, resumed, schedule, on_validation=seen.append, missing=missing)
+    whole = LinearStage()
+    train(tmp_path / "whole", whole, schedule)
+    assert seen == expected
+    assert_equal(resumed.weights(), whole.weights())
+
+
+@pytest.mark.parametrize(
+    ("frequency", "expected"), [(6, [14]), (0, [])], ids=["due", "switched off"]
+)
+def test_a_finished_stage_makes_up_for_its_last_validation(
+    tmp_path, frequency, expected
+):
+    seen = []
+    train(tmp_path, LinearStage(), Schedule(14, 0, 0, 0, 7))
+    schedule = Schedule(14, 0, frequency, 0, 7)
+    stage = LinearStage()
+    train(tmp_path, stage, schedule, on_validation=seen.append, missing=(14,))
+    assert seen == expected
+    assert int(stage.optimizer.iterations) == 14
+
+
+def test_a_run_that_begins_validates_nothing_first(tmp_path):
+    seen = []
+    schedule = Schedule(6, 0, 6, 0, 6)
+    train(tmp_path, LinearStage(), schedule, on_validation=seen.append, missing=(0, 6))
+    assert seen == [6]
+
+
 def test_progress_is_one_line_with_rate_and_losses(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="cellgan"):
         train(tmp_path / "pbmc", LinearStage(), Schedule(20, 10, 0, 0, 0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ def gan_batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.
     return batches.repeat().shard(n_shards, shard_index).skip(position)
 
 
+class Validation:
+    """Calls a function with the step; the steps in `missing` have lost theirs."""
+
+    def __init__(self, call: Callable[[int], object], missing: Sequence[int]) -> None:
+        self._call = call
+        self._missing = missing
+
+    def __call__(self, step: int) -> None:
+        self._call(step)
+
+    def is_missing(self, step: int) -> bool:
+        return step in self._missing
+
+
 def train(
     folder: Path,
     stage: TrainingStage,
@@ -67,6 +82,7 @@ def train(
     *,
     strategy=None,
     on_validation=lambda _: None,
+    missing=(),
     start_from=None,
 ) -> int:
     """Train `stage` as an experiment in `folder`."""
@@ -89,7 +105,7 @@ def train(
             schedule,
             checkpoint,
             log,
-            on_validation,
+            Validation(on_validation, missing),
             strategy,
         )
 
