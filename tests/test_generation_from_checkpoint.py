@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import anndata
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import cellgan
 from cellgan import generation
@@ -22,6 +27,33 @@ MANIFEST = make_manifest(
 )
 N_CELLS = 300  # more than one block of the model
 FORMS = {"scGAN": (N_CELLS,), "cscGAN": (100, 0, 200)}
+ON_TWO_DEVICES = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+import cellgan
+from cellgan.distribution import make_strategy
+
+folder, cells_no, path = sys.argv[1:]
+cpu = tf.config.list_physical_devices("CPU")[0]
+logical = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, logical)
+strategy = make_strategy("mirrored")
+with strategy.scope():
+    mirrored = cellgan.load(folder)
+with tf.device("CPU:1"):
+    moved = cellgan.load(folder)
+models = {"first": cellgan.load(folder), "both": mirrored, "second": moved}
+found = {}
+for name, trained in models.items():
+    with tf.device("CPU:1" if name == "second" else None):
+        cells = trained.generate(json.loads(cells_no), seed=6, counts=True)
+    kernel = trained.model.generation_weights()["gan"]["generator"].last.kernel.value
+    parts = strategy.experimental_local_results(kernel)
+    found[f"{name}/devices"] = [part.device[-5:] for part in parts]
+    found[f"{name}/cells"] = cells.X.toarray()
+np.savez(path, **found)
+"""
 
 
 def make_experiment(folder, model_type="cscGAN"):
@@ -92,6 +124,20 @@ def test_steps_and_seeds_make_different_cells(saved):
 def test_cells_have_the_library_size_of_the_model(saved):
     totals = saved[20].generate(request_of(saved[20])).X.sum(axis=1).A1
     np.testing.assert_allclose(totals, 1000, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_cells_are_the_same_whatever_the_number_of_devices(saved, tmp_path):
+    trained, request = saved[20], request_of(saved[20])
+    assert len(tf.config.list_logical_devices()) == 1
+    expected = trained.generate(request, seed=6, counts=True).X.toarray()
+    arguments = [trained.experiment.folder, json.dumps(request), tmp_path / "cells.npz"]
+    subprocess.run([sys.executable, "-c", ON_TWO_DEVICES, *arguments], check=True)
+    found = np.load(tmp_path / "cells.npz")
+    places = {"first": ["CPU:0"], "both": ["CPU:0", "CPU:1"], "second": ["CPU:1"]}
+    for name, devices in places.items():
+        assert found[f"{name}/devices"].tolist() == devices
+        np.testing.assert_array_equal(found[f"{name}/cells"], expected)
 
 
 @pytest.mark.parametrize("counts", [False, True])
