@@ -15,6 +15,7 @@ from cellgan.layers.conditioning import (
     one_hot,
 )
 from cellgan.layers.mlp import Linear, glorot_uniform, he_normal, scale_to_library_size
+from cellgan.layers.sized import SizedLayer
 
 __all__ = [
     "BatchNormalization",
@@ -23,6 +24,7 @@ __all__ = [
     "Linear",
     "ReadOut",
     "ReadOutKind",
+    "SizedLayer",
     "glorot_uniform",
     "he_normal",
     "one_hot",

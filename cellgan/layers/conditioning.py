@@ -12,7 +12,11 @@ from typing import Literal, NamedTuple
 import keras
 import tensorflow as tf
 
+from cellgan.layers.sized import SizedLayer
+
 NORMALIZATION_EPSILON = 1e-5
+RUNNING_DECAY = 0.999
+"""Share of the old running statistics that an update keeps."""
 ReadOutKind = Literal["plain", "per_category", "projection"]
 
 
@@ -32,12 +36,8 @@ def one_hot(codes: tf.Tensor, n_categories: int | None, dtype: str) -> tf.Tensor
     )
 
 
-class BatchNormalization(keras.layers.Layer):
-    """Batch normalisation whose scale and offset may depend on each cell's category.
-
-    Statistics are pooled over the whole batch, of whatever categories. A call updates
-    nothing: it returns the statistics, and the owner decides which of them enter the
-    running ones (`update`).
+class _Normalization(SizedLayer):
+    """What follows a normalisation: scale and offset, one for all cells or by category.
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ class BatchNormalization(keras.layers.Layer):
         Width of the input.
     n_categories
         Rows of scale and offset; None for one scale and offset for all cells.
-    decay
-        Share of the old running statistics that an update keeps.
     name
         Name of the layer.
     dtype
@@ -58,23 +56,48 @@ class BatchNormalization(keras.layers.Layer):
         n_units: int,
         n_categories: int | None = None,
         *,
-        decay: float = 0.999,
         name: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
+        super().__init__(name=name, dtype=dtype)
         self._n_units = n_units
         self._n_categories = n_categories
-        self._decay = decay
 
-    def build(self, input_shape: object = None) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
-        self.scale, self.offset = _affine_weights(
-            self, self._n_units, self._n_categories
-        )
-        self.moving_mean = self._moving("moving_mean", "zeros")
-        self.moving_variance = self._moving("moving_variance", "ones")
+    def _make_weights(self) -> None:
+        n_units, n_categories = self._n_units, self._n_categories
+        shape = (n_units,) if n_categories is None else (n_categories, n_units)
+        self.scale = self._weight("scale", shape, "ones")
+        self.offset = self._weight("offset", shape, "zeros")
+
+    def _normalize(
+        self,
+        inputs: tf.Tensor,
+        mean: tf.Tensor,
+        variance: tf.Tensor,
+        categories: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """Standardise by the statistics given, then scale and shift."""
+        normalized = (inputs - mean) * tf.math.rsqrt(variance + NORMALIZATION_EPSILON)
+        if categories is None:
+            return normalized * self.scale + self.offset
+        scale = tf.matmul(categories, self.scale)
+        return normalized * scale + tf.matmul(categories, self.offset)
+
+
+class BatchNormalization(_Normalization):
+    """Batch normalisation whose scale and offset may depend on each cell's category.
+
+    Statistics are pooled over the whole batch, of whatever categories. A call updates
+    nothing: it returns the statistics, and the owner decides which of them enter the
+    running ones (`update`).
+    """
+
+    def _make_weights(self) -> None:
+        super()._make_weights()
+        running = {"trainable": False, "aggregation": "mean"}
+        shape = (self._n_units,)
+        self.moving_mean = self._weight("moving_mean", shape, "zeros", **running)
+        self.moving_variance = self._weight("moving_variance", shape, "ones", **running)
 
     def call(
         self,
@@ -102,8 +125,7 @@ class BatchNormalization(keras.layers.Layer):
                 tf.convert_to_tensor(self.moving_variance),
             )
         )
-        normalized = _standardize(inputs, *statistics)
-        return _affine(normalized, self.scale, self.offset, categories), statistics
+        return self._normalize(inputs, *statistics, categories), statistics
 
     def update(self, statistics: BatchStatistics) -> None:
         """Let the running statistics take one step towards those of a batch.
@@ -114,61 +136,19 @@ class BatchNormalization(keras.layers.Layer):
             (self.moving_mean, statistics.mean),
             (self.moving_variance, statistics.variance),
         ):
-            moving.assign(self._decay * moving + (1 - self._decay) * value)
-
-    def _moving(self, name: str, initializer: str) -> keras.Variable:
-        return self.add_weight(
-            shape=(self._n_units,),
-            initializer=initializer,
-            trainable=False,
-            aggregation="mean",
-            autocast=False,
-            name=name,
-        )
+            moving.assign(RUNNING_DECAY * moving + (1 - RUNNING_DECAY) * value)
 
 
-class LayerNormalization(keras.layers.Layer):
-    """Normalisation over the units of each cell, with scale and offset by category.
-
-    Parameters
-    ----------
-    n_units
-        Width of the input.
-    n_categories
-        Rows of scale and offset; None for one scale and offset for all cells.
-    name
-        Name of the layer.
-    dtype
-        Keras dtype policy.
-    """
-
-    def __init__(
-        self,
-        n_units: int,
-        n_categories: int | None = None,
-        *,
-        name: str | None = None,
-        dtype: str = "float32",
-    ) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
-        self._n_units = n_units
-        self._n_categories = n_categories
-
-    def build(self, input_shape: object = None) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
-        self.scale, self.offset = _affine_weights(
-            self, self._n_units, self._n_categories
-        )
+class LayerNormalization(_Normalization):
+    """Normalisation over the units of each cell, with scale and offset by category."""
 
     def call(self, inputs: tf.Tensor, categories: tf.Tensor | None = None) -> tf.Tensor:
         """Normalise ``(n_cells, n_units)`` given one-hot rows or None."""
         mean, variance = tf.nn.moments(inputs, axes=[1], keepdims=True)
-        normalized = _standardize(inputs, mean, variance)
-        return _affine(normalized, self.scale, self.offset, categories)
+        return self._normalize(inputs, mean, variance, categories)
 
 
-class ReadOut(keras.layers.Layer):
+class ReadOut(SizedLayer):
     """One score per cell, linear in the units, which may depend on the category.
 
     Parameters
@@ -204,15 +184,13 @@ class ReadOut(keras.layers.Layer):
         name: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
+        super().__init__(name=name, dtype=dtype)
         self._n_units = n_units
         self._n_categories = n_categories
         self._kind = kind
         self._initializer = initializer
 
-    def build(self, input_shape: object = None) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
+    def _make_weights(self) -> None:
         has_shared = self._kind in ("plain", "projection")
         self.projection = self.projection_bias = self.kernel = self.bias = None
         if self._kind != "plain":
@@ -245,40 +223,3 @@ class ReadOut(keras.layers.Layer):
             return slope
         rows = tf.matmul(categories, self.projection[:, :, 0])
         return rows if slope is None else rows + slope
-
-    def _weight(
-        self,
-        name: str,
-        shape: tuple[int | None, ...],
-        initializer: keras.Initializer | str,
-    ) -> keras.Variable:
-        return self.add_weight(
-            shape=shape, initializer=initializer, autocast=False, name=name
-        )
-
-
-def _affine_weights(
-    layer: keras.layers.Layer, n_units: int, n_categories: int | None
-) -> tuple[keras.Variable, keras.Variable]:
-    shape = (n_units,) if n_categories is None else (n_categories, n_units)
-    return tuple(
-        layer.add_weight(
-            shape=shape, initializer=initializer, autocast=False, name=name
-        )
-        for name, initializer in (("scale", "ones"), ("offset", "zeros"))
-    )
-
-
-def _standardize(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-    return (inputs - mean) * tf.math.rsqrt(variance + NORMALIZATION_EPSILON)
-
-
-def _affine(
-    normalized: tf.Tensor,
-    scale: keras.Variable,
-    offset: keras.Variable,
-    categories: tf.Tensor | None,
-) -> tf.Tensor:
-    if categories is None:
-        return normalized * scale + offset
-    return normalized * tf.matmul(categories, scale) + tf.matmul(categories, offset)

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cellgan.layers.sized import SizedLayer
+
 LIBRARY_SIZE_EPSILON = float(np.finfo(np.float64).eps)
 """Added to a sum of expression: of no effect unless the sum is exactly 0."""
 
 
-class Linear(keras.layers.Layer):
+class Linear(SizedLayer):
     """``inputs @ kernel + bias``, and the product with the transposed kernel.
 
     The products are computed in the compute type of the dtype policy, everything else
@@ -42,26 +44,15 @@ class Linear(keras.layers.Layer):
         name: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name=name, dtype=dtype, autocast=False)
+        super().__init__(name=name, dtype=dtype)
         self._shape = (n_inputs, n_outputs)
         self._initializer = initializer
         self._use_bias = use_bias
 
-    def build(self, input_shape: object = None) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
-        self.kernel = self.add_weight(
-            shape=self._shape,
-            initializer=self._initializer,
-            autocast=False,
-            name="kernel",
-        )
+    def _make_weights(self) -> None:
+        self.kernel = self._weight("kernel", self._shape, self._initializer)
         self.bias = (
-            self.add_weight(
-                shape=self._shape[1:], initializer="zeros", autocast=False, name="bias"
-            )
-            if self._use_bias
-            else None
+            self._weight("bias", self._shape[1:], "zeros") if self._use_bias else None
         )
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

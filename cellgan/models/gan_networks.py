@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from cellgan.layers import (
@@ -19,6 +18,7 @@ from cellgan.layers import (
     Linear,
     ReadOut,
     ReadOutKind,
+    SizedLayer,
     glorot_uniform,
     he_normal,
     one_hot,
@@ -38,7 +38,7 @@ class Generated(NamedTuple):
     """Of the units of each batch-normalised layer, those that were used."""
 
 
-class Generator(keras.layers.Layer):
+class Generator(SizedLayer):
     """Maps noise to cells: dense, normalised, rectified layers, then a rectified one.
 
     Parameters
@@ -68,10 +68,10 @@ class Generator(keras.layers.Layer):
         seed: int = 0,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name="generator", dtype=dtype, autocast=False)
+        super().__init__(name="generator", dtype=dtype)
+        self._n_categories = n_categories
         self.n_latent = widths[0]
         self.uses_codes = n_categories is not None and normalization != "none"
-        self._n_categories = n_categories
         self._library_size = library_size
         self.linears = [
             Linear(
@@ -93,13 +93,11 @@ class Generator(keras.layers.Layer):
             name="output",
             dtype=dtype,
         )
-        self.build(None)
+        self.build()
 
-    def build(self, input_shape: object) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
+    def _make_weights(self) -> None:
         for layer in (*self.linears, *self.norms, self.last):
-            layer.build(None)
+            layer.build()
 
     def call(
         self, noise: tf.Tensor, codes: tf.Tensor, *, training: bool = False
@@ -135,7 +133,7 @@ class Generator(keras.layers.Layer):
             norm.update(used)
 
 
-class Critic(keras.layers.Layer):
+class Critic(SizedLayer):
     """Scores cells: dense rectified layers, then a read-out of the category.
 
     Parameters
@@ -161,7 +159,7 @@ class Critic(keras.layers.Layer):
         seed: int = 0,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name="critic", dtype=dtype, autocast=False)
+        super().__init__(name="critic", dtype=dtype)
         self._n_categories = n_categories
         self.linears = [
             Linear(
@@ -181,14 +179,11 @@ class Critic(keras.layers.Layer):
             name="output",
             dtype=dtype,
         )
-        self.build(None)
+        self.build()
 
-    def build(self, input_shape: object) -> None:
-        """Make the weights; the shape of the input is known already."""
-        del input_shape
-        for linear in self.linears:
-            linear.build(None)
-        self.read_out.build(None)
+    def _make_weights(self) -> None:
+        for layer in (*self.linears, self.read_out):
+            layer.build()
 
     def call(self, cells: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
         """Return the scores ``(n_cells,)`` of cells ``(n_cells, n_genes)``."""
@@ -231,7 +226,7 @@ def _numbered_layers(widths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 def _normalizations(
     kind: str, widths: Sequence[int], n_categories: int | None, dtype: str
-) -> list[keras.layers.Layer]:
+) -> list[SizedLayer]:
     kinds = {"batchnorm": BatchNormalization, "layernorm": LayerNormalization}
     if kind == "none":
         return []

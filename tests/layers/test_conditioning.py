@@ -68,19 +68,13 @@ def test_batch_normalization_call_updates_nothing():
     np.testing.assert_array_equal(layer.moving_variance, np.ones(4))
 
 
-def test_batch_normalization_update_keeps_the_share_decay():
-    layer = BatchNormalization(2, decay=0.75)
+def test_batch_normalization_update_keeps_999_in_1000():
+    layer = BatchNormalization(2)
     layer.build()
-    layer.update(BatchStatistics(tf.constant([4.0, 8.0]), tf.constant([3.0, 5.0])))
-    np.testing.assert_allclose(layer.moving_mean, [1, 2])
-    np.testing.assert_allclose(layer.moving_variance, [1.5, 2])
-
-
-def test_batch_normalization_keeps_999_in_1000_by_default():
-    layer = BatchNormalization(1)
-    layer.build()
-    layer.update(BatchStatistics(tf.constant([1000.0]), tf.constant([1.0])))
-    np.testing.assert_allclose(layer.moving_mean, [1], rtol=1e-4)
+    layer.moving_mean.assign([0, 1000])
+    layer.update(BatchStatistics(tf.constant([4e3, 8e3]), tf.constant([3e3, 1.0])))
+    np.testing.assert_allclose(layer.moving_mean, [4, 1007], rtol=1e-4)
+    np.testing.assert_allclose(layer.moving_variance, [3.999, 1], rtol=1e-4)
 
 
 def test_layer_normalization_uses_the_units_of_each_cell():
