@@ -14,7 +14,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,15 @@ class CellStore(NamedTuple):
     """``[c]`` (n_cells,) int32."""
 
 
+class TrainingCells(NamedTuple):
+    """The training cells of one source."""
+
+    n_cells: int
+    of_epoch: Callable[[tf.Tensor], tf.data.Dataset]
+    """The cells of an epoch, one by one, as `as_batch` takes them."""
+    as_batch: Callable[[tf.Tensor], CellBatch]
+
+
 def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
     folder: Path,
     manifest: DatasetManifest,
@@ -119,38 +128,17 @@ def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
         training cells. All files are read once before this returns.
     """
     files = split_files(folder, manifest, "train")
-    if source == "memory":
-        store = _load(files, manifest)
-        sizes = [len(store.library_size)]
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sizes = list(pool.map(lambda file: check_shard(file, manifest), files))
-    n_cells = _require_cells(sum(sizes), folder, "train")
     key = derive_seed(seed, "order of cells")
-
-    @as_it_is
-    def epoch_in_memory(epoch: tf.Tensor) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(
-            _shuffle(tf.range(n_cells), key, epoch)
-        )
-
-    @as_it_is
-    def epoch_on_disk(epoch: tf.Tensor) -> tf.data.Dataset:
-        return _shuffled_records(files, sizes, key, epoch)
-
+    cells = (_in_memory if source == "memory" else _on_disk)(files, manifest, key)
+    n_cells = _require_cells(cells.n_cells, folder, "train")
     first_epoch, n_seen = divmod(position * batch_size, n_cells)
     return (
         tf.data.Dataset.range(first_epoch, ENDLESS)
-        .flat_map(epoch_in_memory if source == "memory" else epoch_on_disk)
+        .flat_map(cells.of_epoch)
         .skip(n_seen)
         .batch(batch_size, drop_remainder=True)
         .shard(n_shards, shard_index)
-        .map(
-            partial(_take, store, len(manifest.features[RNA]))
-            if source == "memory"
-            else partial(_parse, manifest),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        .map(cells.as_batch, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -206,6 +194,36 @@ def choose_data_source(
         source,
     )
     return source
+
+
+def _in_memory(
+    files: Sequence[Path], manifest: DatasetManifest, key: int
+) -> TrainingCells:
+    """Return cells of which each epoch is a permutation of rows."""
+    store = _load(files, manifest)
+    n_cells = len(store.library_size)
+
+    @as_it_is
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        rows = _shuffle(tf.range(n_cells), key, epoch)
+        return tf.data.Dataset.from_tensor_slices(rows)
+
+    n_genes = len(manifest.features[RNA])
+    return TrainingCells(n_cells, of_epoch, partial(_take, store, n_genes))
+
+
+def _on_disk(
+    files: Sequence[Path], manifest: DatasetManifest, key: int
+) -> TrainingCells:
+    """Return cells of which each epoch reads the files in another order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = list(pool.map(lambda file: check_shard(file, manifest), files))
+
+    @as_it_is
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        return _shuffled_records(files, sizes, key, epoch)
+
+    return TrainingCells(sum(sizes), of_epoch, partial(_parse, manifest))
 
 
 def _load(files: Sequence[Path], manifest: DatasetManifest) -> CellStore:
