@@ -1,0 +1,70 @@
+"""Pictures of generated against held-out real cells.
+
+A picture is a PNG in memory with a text that says in numbers what is to be seen. Real
+cells are blue and generated ones red throughout. Real cells alone choose what is shown
+(markers, genes), so pictures of different models show the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from cellgan.evaluation.canvas import Picture
+from cellgan.evaluation.cell_pictures import (
+    NearestDistances,
+    distance_picture,
+    label_maps,
+    map_cells,
+    map_picture,
+    size_picture,
+)
+from cellgan.evaluation.gene_pictures import (
+    correlation_picture,
+    gene_curves,
+    giveaway_picture,
+    marker_picture,
+)
+from cellgan.evaluation.pairs import Pair
+
+__all__ = ["NearestDistances", "Picture", "draw_pictures"]
+
+
+def draw_pictures(
+    pair: Pair,
+    *,
+    giveaway_genes: Sequence[Mapping[str, Any]] = (),
+    distances: NearestDistances | None = None,
+    method: Literal["tsne", "umap"] = "tsne",
+) -> tuple[Picture, ...]:
+    """Draw all pictures that the data allow.
+
+    Parameters
+    ----------
+    pair
+        Held-out real cells and generated ones.
+    giveaway_genes
+        Genes that tell generated from real cells, as in a report: ``"gene"``,
+        ``"importance"``, mean and share of cells with it on both sides.
+    distances
+        Distances to the nearest training cell, where training cells are known.
+    method
+        How cells are mapped into the plane. ``"umap"`` takes 10 s or more to load.
+
+    Returns
+    -------
+    Those of labels are left out when cells have none, those of genes or distances when
+    none are given, and library sizes when values are no counts.
+    """
+    cells = map_cells(pair, method)
+    pictures: list[Picture | None] = [map_picture(cells)]
+    if len(np.setdiff1d(pair.real.labels, [""])):
+        pictures += [label_maps(cells), marker_picture(pair)]
+    pictures += [gene_curves(pair), size_picture(pair), correlation_picture(pair)]
+    if giveaway_genes:
+        pictures.append(giveaway_picture(giveaway_genes))
+    if distances is not None:
+        pictures.append(distance_picture(distances))
+    return tuple(picture for picture in pictures if picture is not None)
