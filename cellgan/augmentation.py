@@ -23,7 +23,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
@@ -33,9 +33,11 @@ from scipy import stats
 
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError, did_you_mean
-from cellgan.evaluation import metrics, plots
-from cellgan.evaluation.cells import Cells, cell_labels
+from cellgan.evaluation import plots
+from cellgan.evaluation.cells import cell_labels
 from cellgan.evaluation.plots import Estimate
+from cellgan.evaluation.recognition import held_out_f1
+from cellgan.evaluation.space import Labels, log_expression
 from cellgan.experiment import Experiment, replacing, write_json
 from cellgan.manifest import DatasetManifest
 from cellgan.seeds import derive_seed
@@ -51,6 +53,18 @@ WriteDataset = Callable[[Experiment, anndata.AnnData], object]
 Train = Callable[[Experiment], object]
 Generate = Callable[[Experiment, Mapping[str, int], int], anndata.AnnData]
 Rows = npt.NDArray[np.intp]
+
+
+class Cells(NamedTuple):
+    """Cells as the random forests see them."""
+
+    log_values: sp.csr_array
+    """log1p of expression at one library size, ``(n_cells, n_genes)``."""
+    labels: Labels
+
+    def of_rows(self, rows: Rows) -> Cells:
+        """Return the cells of these rows."""
+        return Cells(self.log_values[rows], self.labels[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +251,7 @@ def _real_cells(
     label: str,
 ) -> RealCells:
     """Find the cells to train and to test on; refuse when there are too few."""
-    labels = cell_labels(processed, manifest.label)
+    labels = cell_labels(processed.obs, manifest.label)
     splits = np.asarray(processed.obs["split"].astype(str))
     held_out_splits = [
         split
@@ -260,7 +274,7 @@ def _real_cells(
         raise DataError(msg)
     size = manifest.target_library_size
     return RealCells(
-        cells=Cells(metrics.log_expression(processed.X, size), labels),
+        cells=Cells(log_expression(processed.X, size), labels),
         training=np.flatnonzero(splits == "train"),
         held_out=np.flatnonzero(splits == held_out_splits[0]),
         split=held_out_splits[0],
@@ -337,7 +351,7 @@ def _expression(
     """Return generated cells on the scale of the real ones, genes in their order."""
     columns = made.var_names.get_indexer(processed.var_names)
     values = sp.csr_array(made.X)[:, columns]
-    return metrics.log_expression(values, manifest.target_library_size)
+    return log_expression(values, manifest.target_library_size)
 
 
 def _scores(
@@ -349,19 +363,19 @@ def _scores(
     reduced = np.setdiff1d(real.training, cut.removed)
     cells = real.cells
     training_sets = {
-        "reduced": cells.take(reduced),
-        "upsampled": cells.take(np.concatenate([reduced, repeated])),
+        "reduced": cells.of_rows(reduced),
+        "upsampled": cells.of_rows(np.concatenate([reduced, repeated])),
         "augmented": Cells(
             sp.vstack([cells.log_values[reduced], generated], format="csr"),
             np.concatenate(
                 [cells.labels[reduced], np.full(generated.shape[0], real.label)]
             ),
         ),
-        "full": cells.take(real.training),
+        "full": cells.of_rows(real.training),
     }
-    held_out = cells.take(real.held_out)
+    held_out = cells.of_rows(real.held_out)
     return {
-        strategy: metrics.held_out_f1(
+        strategy: held_out_f1(
             training_sets[strategy].log_values,
             training_sets[strategy].labels,
             held_out.log_values,

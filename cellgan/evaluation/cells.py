@@ -1,266 +1,451 @@
-"""Real and generated cells read from their files and brought to one scale.
-
-Labels decide which rows are drawn before any expression is read, so files much larger
-than memory can be compared.
-"""
+"""Real and generated cells of one comparison: chosen, read, brought to one scale."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.errors import DataError
-from cellgan.evaluation import metrics
-from cellgan.evaluation.metrics import Labels
+from cellgan.errors import ConfigError, DataError, did_you_mean
+from cellgan.evaluation.drawing import DrawnCells, draw_cells
+from cellgan.evaluation.files import CellFile, FeatureMatrix, open_cells
+from cellgan.evaluation.space import LIBRARY_SIZE, Labels, Rows, scale_cells
 from cellgan.experiment import Experiment
 from cellgan.seeds import derive_seed
 
 FEWEST_CELLS = 10
 """Fewer cells than this on either side are not worth a comparison."""
 MOST_CELLS = 5000
-"""At most this many cells of each side are compared."""
+"""Cells of each side that are compared, unless told otherwise."""
 MOST_TRAINING_CELLS = 10_000
-"""At most this many training cells teach the space and the label classifier."""
-
-Rows = npt.NDArray[np.intp]
+"""Training cells that teach the space and the label classifier, at most."""
+LABEL_COLUMNS = (
+    "cell_type",
+    "celltype",
+    "label",
+    "labels",
+    "cluster",
+    "louvain",
+    "leiden",
+)
+"""obs columns that are taken for the label, in this order, where none is named."""
+SIDES = ("training", "control", "held_out", "generated")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
-    """Cells on the scale of the comparison."""
+class Modality:
+    """Values of all sides in one modality: the same features, the same scale."""
 
-    log_values: sp.csr_array
-    """log1p of expression at one library size, ``(n_cells, n_genes)``."""
-    labels: Labels
-    """Label of every cell; all ``""`` when the generated ones have none."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: Rows) -> Cells:
-        """Return the cells of these rows."""
-        return Cells(self.log_values[rows], self.labels[rows])
+    names: tuple[str, ...]
+    values: Mapping[str, sp.csr_array]
+    """Side -> ``(n_cells, n_features)``: counts, or expression at one library size."""
+    are_counts: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Everything a report compares, and where it is from."""
 
-    training: Cells
-    """Real cells that the space is learned from."""
-    held_out: Cells
-    generated: Cells
-    """As many of each label as `held_out` has."""
-    control: Cells
-    """Other training cells, as many of each label (at most about half of what there
-    are): what a perfect generator would make."""
-    genes: tuple[str, ...]
-    """Names of the genes that both files have, in the order of the real one's."""
-    split: str
-    """The split that `held_out` is of."""
+    modalities: Mapping[str, Modality]
+    labels: Mapping[str, Labels]
+    """Side -> label of every cell; all ``""`` when generated ones have none."""
     label: str | None
-    """The covariate compared; None when generated cells have no label."""
-    library_size: float
-    """The library size that every cell is scaled to."""
+    """The obs column compared; None without labels."""
+    covariates: Mapping[str, Mapping[str, Labels]]
+    """Further obs columns that both files have -> side -> category of every cell."""
+    label_states: Mapping[str, Mapping[str, Any]]
+    """Label -> ``{"n": cells a side, "state": what became of it}``."""
+    split: str
+    """What the held-out cells are: "test", "valid" or "a third of the file"."""
+    knows_training: bool
+    """Whether the training cells are those that the model has seen."""
+    held_out_by: str | None
+    """obs column whose categories were held out as a whole."""
+    donors: Mapping[str, Labels] | None
+    """Side -> category of `held_out_by`, of the real sides."""
+    dropped: tuple[str, ...]
+    """What was left out, in sentences."""
+    scale: str
+    """How both sides were brought to one scale, in a sentence."""
     origin: Mapping[str, Any]
     """What the generated file says of itself."""
 
+    def n_cells(self, side: str) -> int:
+        """Return the cells of a side."""
+        return len(self.labels[side])
 
-def read_comparison(experiment: Experiment, path: Path, *, seed: int) -> Comparison:
-    """Read real cells of an experiment, and generated ones from a file.
+
+@dataclasses.dataclass(frozen=True)
+class RealCells:
+    """Which rows of an open file of real cells were trained on, and which held out."""
+
+    file: CellFile
+    training: Rows
+    held_out: Rows
+    split: str
+    knows_training: bool
+
+
+def compare_experiment(
+    experiment: Experiment, path: Path, *, most_cells: int = MOST_CELLS, seed: int = 0
+) -> Comparison:
+    """Read held-out and training cells of an experiment, and generated ones.
 
     Parameters
     ----------
     experiment
-        A processed experiment.
+        A processed experiment; its model is not needed.
     path
-        ``.h5ad`` file of generated cells: counts or expression, without logarithm.
-        Genes are matched by name.
-    seed
-        Seed of the cells that are drawn.
+        File of the generated cells.
 
     Raises
     ------
     DataError
         If a file is missing or unreadable, there are too few cells to compare, or the
-        files have no gene in common.
+        files have no gene or no label in common.
     """
     manifest = experiment.manifest()
-    size = float(manifest.target_library_size)
     if not path.exists():
         msg = f"{path}: no such file of generated cells. Run --generate first."
         raise DataError(msg)
-    with open_cells(experiment.processed_file) as real, open_cells(path) as made:
-        label = manifest.label if manifest.label in made.obs else None
-        split, rows = _draw_rows(experiment, real, made, label, seed)
-        _check_numbers(experiment, path, rows)
-        ours, theirs = _shared_genes(real, made, path)
-        cells = {
-            name: Cells(
-                _read(real, of_split, ours, size), cell_labels(real, label)[of_split]
-            )
-            for name, of_split in rows.items()
-            if name != "generated"
-        }
-        drawn = rows["generated"]
-        cells["generated"] = Cells(
-            _read(made, drawn, theirs, size), cell_labels(made, label)[drawn]
-        )
-        return Comparison(
-            **cells,
-            genes=tuple(real.var_names[ours]),
-            split=split,
-            label=label,
-            library_size=size,
-            origin=_origin(made, path),
-        )
-
-
-@contextlib.contextmanager
-def open_cells(path: Path) -> Iterator[anndata.AnnData]:
-    """Open an ``.h5ad`` file without reading its expression.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or cannot be read.
-    """
-    if not path.exists():
-        msg = f"{path}: no such file. Run --process first."
+    if not experiment.processed_file.exists():
+        msg = f"{experiment.processed_file}: no such file. Run --process first."
         raise DataError(msg)
-    try:
-        cells = anndata.read_h5ad(path, backed="r")
-    except (OSError, KeyError, ValueError) as error:
-        msg = f"{path}: cannot be read as .h5ad: {error}."
-        raise DataError(msg) from error
-    try:
-        yield cells
-    finally:
-        cells.file.close()
+    by = experiment.parameters.input_ds.split.by
+    with open_cells(experiment.processed_file) as real, open_cells(path) as made:
+        cells = _by_split(real)
+        if cells is None:
+            msg = (
+                f"{experiment.processed_file}: no held-out cells: the test and valid "
+                f"splits are empty.\n    Set input_ds.split.test_cells (or "
+                f"valid_cells) and run --process again."
+            )
+            raise DataError(msg)
+        label = manifest.label if manifest.label in made.obs else None
+        others = [name for name in manifest.covariates if name != manifest.label]
+        return _compare(
+            cells,
+            made,
+            label=label,
+            covariates=[name for name in others if name in made.obs],
+            held_out_by=by if by in real.obs else None,
+            most_cells=most_cells,
+            seed=seed,
+        )
 
 
-def held_out_split(cells: anndata.AnnData, experiment: Experiment) -> str:
-    """Return the split that cells are tested on: test, or valid when that is empty.
+def compare_files(
+    real: Path,
+    generated: Path,
+    *,
+    label: str | None = None,
+    most_cells: int = MOST_CELLS,
+    seed: int = 0,
+) -> Comparison:
+    """Read real cells and generated ones from files that any tool made.
+
+    Parameters
+    ----------
+    real
+        ``.h5ad`` or ``.h5mu`` file. An obs column ``"split"`` with the values train
+        and test (or valid) says which cells the model has seen; without one, a random
+        third is held out.
+    generated
+        File of the generated cells.
+    label
+        obs column of both files to compare by; by default the first of
+        `LABEL_COLUMNS` that both have.
 
     Raises
     ------
+    ConfigError
+        If `label` is no obs column of both files.
     DataError
-        If both are empty.
+        As `compare_experiment`.
     """
-    present = set(cells.obs["split"])
-    for split in ("test", "valid"):
-        if split in present:
-            return split
+    with open_cells(real) as of_real, open_cells(generated) as made:
+        cells = _by_split(of_real) or _by_chance(of_real, seed)
+        return _compare(
+            cells,
+            made,
+            label=_label_column(label, of_real, made),
+            covariates=[],
+            held_out_by=None,
+            most_cells=most_cells,
+            seed=seed,
+        )
+
+
+def cell_labels(obs: pd.DataFrame, label: str | None) -> Labels:
+    """Return every cell's label as text; ``""`` for all when `label` is None."""
+    if label is None:
+        return np.full(len(obs), "", dtype=np.str_)
+    return np.asarray(obs[label].astype(str), dtype=np.str_)
+
+
+def held_out_split(obs: pd.DataFrame) -> str | None:
+    """Return the split that cells are tested on: test, else valid, else None."""
+    present = set(obs["split"].astype(str)) if "split" in obs else set()
+    return next((split for split in ("test", "valid") if split in present), None)
+
+
+def _by_split(real: CellFile) -> RealCells | None:
+    split = held_out_split(real.obs)
+    if split is None:
+        return None
+    of_cell = real.obs["split"].astype(str).to_numpy()
+    training, held_out = (np.flatnonzero(of_cell == name) for name in ("train", split))
+    return RealCells(real, training, held_out, split, knows_training=True)
+
+
+def _by_chance(real: CellFile, seed: int) -> RealCells:
+    order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(real))
+    third = len(real) // 3  # as many as there are of controls, half of the rest
+    return RealCells(
+        real,
+        np.sort(order[third:]),
+        np.sort(order[:third]),
+        "a third of the file",
+        knows_training=False,
+    )
+
+
+def _label_column(label: str | None, real: CellFile, made: CellFile) -> str | None:
+    if label is None:
+        shared = [name for name in LABEL_COLUMNS if name in real.obs]
+        return next((name for name in shared if name in made.obs), None)
+    for file in (real, made):
+        if label not in file.obs:
+            msg = (
+                f'--label: {file.path} has no obs column "{label}".'
+                f"{did_you_mean(label, file.obs.columns)}\n"
+                f"    Columns: {', '.join(file.obs.columns) or 'none'}."
+            )
+            raise ConfigError(msg)
+    return label
+
+
+def _compare(
+    real: RealCells,
+    made: CellFile,
+    *,
+    label: str | None,
+    covariates: Sequence[str],
+    held_out_by: str | None,
+    most_cells: int,
+    seed: int,
+) -> Comparison:
+    of_real, of_made = (cell_labels(file.obs, label) for file in (real.file, made))
+    drawn = draw_cells(
+        of_real[real.held_out],
+        of_made,
+        of_real[real.training],
+        asked=_asked(made, label),
+        most_cells=most_cells,
+        most_training=MOST_TRAINING_CELLS,
+        seed=seed,
+    )
+    _check_labels(real.file, made, label, of_real, of_made, drawn)
+    rows = {
+        "training": real.training[drawn.training],
+        "control": real.training[drawn.control],
+        "held_out": real.held_out[drawn.held_out],
+        "generated": drawn.generated,
+    }
+    _check_numbers(real.file, made, rows)
+    modalities, dropped = _read_modalities(real.file, made, rows)
+    n_strangers = len(np.setdiff1d(of_made, list(drawn.labels)))
+    if n_strangers:
+        dropped.append(
+            f"{n_strangers} labels of {made.path.name} are not among the held-out "
+            f"cells, and their cells were left out"
+        )
+    columns = {
+        name: (cell_labels(real.file.obs, name), cell_labels(made.obs, name))
+        for name in covariates
+    }
+    donors = None
+    if held_out_by is not None:
+        of_cell = cell_labels(real.file.obs, held_out_by)
+        donors = {side: of_cell[rows[side]] for side in SIDES[:3]}
+    return Comparison(
+        modalities=modalities,
+        labels=_of_sides(of_real, of_made, rows),
+        label=label,
+        covariates={name: _of_sides(*both, rows) for name, both in columns.items()},
+        label_states={
+            name: {"n": n, "state": state}
+            for name, (n, state) in drawn.labels.items()
+            if label is not None
+        },
+        split=real.split,
+        knows_training=real.knows_training,
+        held_out_by=held_out_by,
+        donors=donors,
+        dropped=tuple(dropped),
+        scale=_scale_sentence(modalities, made),
+        origin=_origin(made),
+    )
+
+
+def _of_sides(
+    of_real: Labels, of_made: Labels, rows: Mapping[str, Rows]
+) -> dict[str, Labels]:
+    return {
+        side: (of_made if side == "generated" else of_real)[rows[side]]
+        for side in SIDES
+    }
+
+
+def _asked(made: CellFile, label: str | None) -> list[str] | None:
+    """Return the labels that cells were asked for, if the file says so."""
+    numbers = made.provenance.get("cells_no")
+    if label is None or numbers is None or not hasattr(made.obs[label], "cat"):
+        return None
+    categories = made.obs[label].cat.categories.astype(str)
+    if len(numbers) != len(categories):
+        return None
+    return [name for name, n in zip(categories, numbers, strict=True) if n > 0]
+
+
+def _check_labels(
+    real: CellFile,
+    made: CellFile,
+    label: str | None,
+    of_real: Labels,
+    of_made: Labels,
+    drawn: DrawnCells,
+) -> None:
+    """Refuse files whose labels have nothing in common."""
+    if label is None or any(name in drawn.labels for name in np.unique(of_made)):
+        return
+    ours, theirs = (", ".join(np.unique(names)[:5]) for names in (of_real, of_made))
     msg = (
-        f"{experiment.processed_file}: no held-out cells: the test and valid splits "
-        f"are empty.\n    Set input_ds.split.test_cells (or valid_cells) and run "
-        f"--process again."
+        f'{made.path}: none of its values of "{label}" ({theirs}) is among those of '
+        f"{real.path.name} ({ours}).\n    Name labels alike in both files, or leave "
+        f"the column out of the generated one."
     )
     raise DataError(msg)
 
 
-def cell_labels(cells: anndata.AnnData, label: str | None) -> Labels:
-    """Return every cell's label as text; ``""`` for all when `label` is None."""
-    if label is None:
-        return np.full(cells.n_obs, "", dtype=np.str_)
-    return np.asarray(cells.obs[label].astype(str), dtype=np.str_)
-
-
-def _draw_rows(
-    experiment: Experiment,
-    real: anndata.AnnData,
-    made: anndata.AnnData,
-    label: str | None,
-    seed: int,
-) -> tuple[str, dict[str, Rows]]:
-    """Return the held-out split, and which rows of either file to read."""
-    labels = cell_labels(real, label)
-    split = held_out_split(real, experiment)
-    held_out, training = (
-        np.flatnonzero(real.obs["split"] == name) for name in (split, "train")
+def _check_numbers(real: CellFile, made: CellFile, rows: Mapping[str, Rows]) -> None:
+    short = [side for side in SIDES if len(rows[side]) < FEWEST_CELLS]
+    if not short:
+        return
+    numbers = ", ".join(f"{len(rows[side])} {side.replace('_', '-')}" for side in SIDES)
+    msg = (
+        f"{made.path}: too few cells to compare with {real.path.name}: of the labels "
+        f"in both there are {numbers}; {FEWEST_CELLS} of each are needed.\n"
+        f"    Generate more cells, or hold out more (test_cells, valid_cells)."
     )
-    drawn, generated = metrics.draw_per_label(
-        (labels[held_out], cell_labels(made, label)), max_cells=MOST_CELLS, seed=seed
-    )
-    held_out = held_out[drawn]
-    # Principal components follow the noise of the very cells they are learned from:
-    # a random forest would tell these from held-out cells, so the control has others.
-    rng = np.random.default_rng(derive_seed(seed, "control"))
-    half = np.sort(rng.permutation(training)[: len(training) // 2])
-    drawn, _ = metrics.draw_per_label(
-        (labels[half], labels[held_out]), max_cells=MOST_CELLS, seed=seed
-    )
-    control = half[drawn]
-    others = np.setdiff1d(training, control)
-    (drawn,) = metrics.draw_per_label(
-        (labels[others],), max_cells=MOST_TRAINING_CELLS, seed=seed
-    )
-    return split, {
-        "training": others[drawn],
-        "control": control,
-        "held_out": held_out,
-        "generated": generated,
-    }
+    raise DataError(msg)
 
 
-def _check_numbers(experiment: Experiment, path: Path, rows: dict[str, Rows]) -> None:
-    for name, drawn in rows.items():
-        if len(drawn) < FEWEST_CELLS:
-            numbers = ", ".join(f"{len(of)} {key}" for key, of in rows.items())
-            msg = (
-                f"{experiment.name}: too few cells to compare ({name}): of the labels "
-                f"that both files have there are {numbers}; {FEWEST_CELLS} of each are "
-                f"needed.\n    Generate more cells into {path}, or process again "
-                f"with more test or valid cells."
-            )
-            raise DataError(msg)
-
-
-def _shared_genes(
-    real: anndata.AnnData, made: anndata.AnnData, path: Path
-) -> tuple[Rows, Rows]:
-    """Return the columns of the genes that both have, in the real ones' order."""
-    if not made.var_names.is_unique:
-        twice = made.var_names[made.var_names.duplicated()][0]
-        msg = f'{path}: the gene "{twice}" is there twice. Give every gene one name.'
-        raise DataError(msg)
-    theirs = made.var_names.get_indexer(real.var_names)
-    ours = np.flatnonzero(theirs >= 0)
-    if len(ours) < 2:
+def _read_modalities(
+    real: CellFile, made: CellFile, rows: Mapping[str, Rows]
+) -> tuple[dict[str, Modality], list[str]]:
+    shared = [name for name in real.modalities if name in made.modalities]
+    if not shared:
         msg = (
-            f"{path}: {len(ours)} of its {made.n_vars} genes are among the "
-            f"{real.n_vars} of the experiment: its first is "
-            f'"{made.var_names[0]}", the experiment\'s "{real.var_names[0]}".\n'
+            f"{made.path}: its modalities ({', '.join(made.modalities)}) are not those "
+            f"of {real.path} ({', '.join(real.modalities)})."
+        )
+        raise DataError(msg)
+    modalities, dropped = {}, []
+    for name in shared:
+        ours, theirs = real.modalities[name], made.modalities[name]
+        for matrix in (ours, theirs):
+            _refuse_logarithms(matrix)
+        names, said = _shared_names(ours, theirs)
+        dropped += said
+        values = {
+            side: _columns(theirs if side == "generated" else ours, rows[side], names)
+            for side in SIDES
+        }
+        dropped += _empty_cells(values, theirs.file)
+        are_counts = ours.kind == theirs.kind == "counts"
+        if not are_counts:
+            size = _median_total(values["held_out"])
+            values = {side: scale_cells(of, size) for side, of in values.items()}
+        modalities[name] = Modality(tuple(names), values, are_counts)
+    return modalities, dropped
+
+
+def _refuse_logarithms(matrix: FeatureMatrix) -> None:
+    if matrix.kind != "logarithms":
+        return
+    msg = (
+        f"{matrix.file}: {matrix.place} holds values that look like logarithms: not "
+        f"integers, none large.\n    Put counts, or expression without logarithm, into "
+        f'X or layers["counts"] (numpy.expm1 undoes scanpy.pp.log1p).'
+    )
+    raise DataError(msg)
+
+
+def _shared_names(
+    ours: FeatureMatrix, theirs: FeatureMatrix
+) -> tuple[pd.Index, list[str]]:
+    """Return the features both have, in the real ones' order, and what is dropped."""
+    names = ours.names[ours.names.isin(theirs.names)]
+    if len(names) < 2:
+        msg = (
+            f"{theirs.file}: {len(names)} of its {len(theirs.names)} genes are among "
+            f'the {len(ours.names)} of {ours.file}: its first is "{theirs.names[0]}", '
+            f'there it is "{ours.names[0]}".\n'
             f"    Generated and real cells must name genes alike."
         )
         raise DataError(msg)
-    return ours, theirs[ours]
+    dropped = [
+        f"{len(matrix.names) - len(names):,} of {len(matrix.names):,} genes of "
+        f"{matrix.file.name} are not in {other.file.name} and were left out"
+        for matrix, other in ((ours, theirs), (theirs, ours))
+        if len(matrix.names) > len(names)
+    ]
+    return names, dropped
 
 
-def _read(
-    cells: anndata.AnnData, rows: Rows, columns: Rows, library_size: float
-) -> sp.csr_array:
-    """Read rows and scale them by all their genes; return the wanted columns."""
-    values = sp.csr_array(cells[rows].X)
-    if not np.isfinite(values.data).all() or (values.data < 0).any():
-        msg = (
-            f"{cells.filename}: holds values that are negative or not finite.\n"
-            f"    Counts or library-size-normalised expression are expected."
-        )
+def _columns(matrix: FeatureMatrix, rows: Rows, names: pd.Index) -> sp.csr_array:
+    values = matrix.read(rows)
+    if not matrix.names.equals(names):
+        values = values[:, matrix.names.get_indexer(names)]
+    return sp.csr_array(values, dtype=np.float32)
+
+
+def _empty_cells(values: Mapping[str, sp.csr_array], path: Path) -> list[str]:
+    """Refuse a generated side without any value; tell of cells without one."""
+    n_values = np.diff(values["generated"].indptr)
+    n_empty = int((n_values == 0).sum())
+    if n_empty == len(n_values):
+        msg = f"{path}: all {n_empty} cells are zero in every gene. Generate again."
         raise DataError(msg)
-    return metrics.log_expression(values, library_size)[:, columns]
+    if not n_empty:
+        return []
+    return [f"{n_empty} generated cells are zero in every gene; they are compared"]
 
 
-def _origin(made: anndata.AnnData, path: Path) -> dict[str, Any]:
+def _median_total(values: sp.csr_array) -> float:
+    return float(np.median(np.asarray(values.sum(axis=1, dtype=np.float64))))
+
+
+def _scale_sentence(modalities: Mapping[str, Modality], made: CellFile) -> str:
+    per = f"log values: log1p of values per {LIBRARY_SIZE:,.0f} in every cell"
+    if all(modality.are_counts for modality in modalities.values()):
+        return f"both sides are counts; {per}"
+    said = made.provenance.get("scale")
+    theirs = f" ({said})" if said else ""
+    return (
+        f"generated cells are not counts{theirs}: both sides were scaled to the median "
+        f"library size of the held-out cells, so library sizes are not judged; {per}"
+    )
+
+
+def _origin(made: CellFile) -> dict[str, Any]:
     """Return where generated cells come from, as far as their file says."""
-    said = made.uns.get("cellgan", {})
     keys = ("model_type", "step", "seed", "scale")
-    return {"file": path.name, **{key: said[key] for key in keys if key in said}}
+    said = {key: made.provenance[key] for key in keys if key in made.provenance}
+    return {"file": made.path.name, **said}

@@ -182,3 +182,14 @@ def make_side(values: Matrix, labels: Labels, space: Space) -> Side:
         components=space.components(log_values),
         labels=np.asarray(labels, dtype=np.str_),
     )
+
+
+def concatenate(first: Side, second: Side) -> Side:
+    """Return the cells of both sides, those of `first` before those of `second`."""
+    return Side(
+        values=sp.vstack([first.values, second.values], format="csr"),
+        log_values=sp.vstack([first.log_values, second.log_values], format="csr"),
+        genes=np.concatenate([first.genes, second.genes]),
+        components=np.concatenate([first.components, second.components]),
+        labels=np.concatenate([first.labels, second.labels]),
+    )

@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from cellgan.evaluation.metrics import N_COMPONENTS, Floats, Labels, Matrix, dense
+from cellgan.evaluation.space import N_COMPONENTS, Floats, Labels, Matrix, dense
 from cellgan.experiment import replacing
 
 REAL_COLOUR = "#1f5fbf"

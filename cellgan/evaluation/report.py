@@ -1,274 +1,397 @@
-"""One experiment's generated cells against its held-out real cells: numbers, figures.
+"""Comparisons made into reports: files that people read and files that programs read.
 
-Every number is given twice: for generated cells, and for as many real training cells
-in their place. The second says what a perfect generator would reach.
+``evaluation/`` of an experiment gets ``report.json`` (everything), ``metrics.csv``,
+``report.html`` (one file, no network), ``figures/``; the experiment's folder gets
+``MODEL_CARD.md`` and its ``job`` folder what TensorBoard shows.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
-import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from cellgan import __version__
-from cellgan.evaluation import metrics, plots
-from cellgan.evaluation.cells import Cells, Comparison, read_comparison
-from cellgan.evaluation.metrics import Space
-from cellgan.experiment import Experiment, write_json
+import cellgan
+from cellgan.config import as_json
+from cellgan.errors import ConfigError
+from cellgan.evaluation import boards, html, model_card, pictures, tables
+from cellgan.evaluation.cells import Comparison, compare_experiment, compare_files
+from cellgan.evaluation.document import (
+    SCHEMA,
+    Document,
+    plain,
+    read_report,
+    write_report,
+)
+from cellgan.evaluation.memorisation import MemorisationCheck, memorisation, unknown
+from cellgan.evaluation.pairs import concatenate, make_pair
+from cellgan.evaluation.pictures import NearestDistances, Picture
+from cellgan.evaluation.published import published
+from cellgan.evaluation.suite import Judged, Sides, judge_cells, overall_score
+from cellgan.evaluation.verdict import verdict
+from cellgan.experiment import Experiment, replacing
 from cellgan.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 
-MOST_MAPPED_CELLS = 2000
-"""At most this many cells of each side are drawn on the map."""
-N_CORRELATED_GENES = 100
 FEW_CELLS = 50
 """Fewer compared cells than this earn a word of caution."""
 
-DESCRIPTIONS = {
-    "mmd_squared": "squared maximum mean discrepancy on the components, unbiased; "
-    "kernel: mean over bandwidths s of exp(-distance**2 / (2 s**2)); 0 is best",
-    "classifier_auc": "5-fold AUC of a random forest that tells real from generated "
-    "cells by the variable genes; 0.5 is best",
-    "classifier_auc_components": "the same by the components; 0.5 is best",
-    "label_agreement": "share of cells whose label a random forest trained on real "
-    "training cells (components) confirms; beside it, that of held-out cells",
-    "mean_expression_correlation": "Pearson over genes of mean log expression",
-    "detection_rate_correlation": "Pearson over genes of the share of cells with it",
-    "correlation_of_correlations": "Pearson between the correlation matrices of the "
-    "most variable genes",
-    "zero_fraction": "share of zeros; best when equal to that of real cells",
-}
 
-
-def evaluate(
-    experiment: Experiment, generated: Path | None = None, *, seed: int = 0
-) -> dict[str, Any]:
-    """Compare generated with held-out real cells; write the report and its figures.
+def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
+    """Compare an experiment's generated cells with held-out ones; write the report.
 
     Held-out cells are those of the test split, or of the valid split when that is
-    empty. Of each label the same number of real and generated cells is drawn: what
-    numbers were asked of the generator has no effect.
+    empty; never training cells.
 
     Parameters
     ----------
     experiment
         A processed experiment; its model is not needed.
     generated
-        ``.h5ad`` file of generated cells, the experiment's own by default. Counts or
-        expression without logarithm; genes are matched by name.
-    seed
-        Seed of everything drawn: cells, folds, forests, maps.
+        File of generated cells, the experiment's own by default.
 
     Returns
     -------
-    What ``evaluation/report.json`` holds: under ``"metrics"``, for each metric its
-    ``"value"`` and its ``"ceiling"``, the value of real training cells; null where
-    undefined (a constant side).
+    What ``evaluation/report.json`` holds: see `cellgan.evaluation.document.Report`.
 
     Raises
     ------
     DataError
         If there are no generated or no held-out cells, or they cannot be compared.
     """
-    compared = read_comparison(
-        experiment, generated or experiment.generated_file, seed=seed
+    asked = experiment.parameters.evaluation
+    compared = compare_experiment(
+        experiment,
+        generated or experiment.generated_file,
+        most_cells=asked.max_cells,
+        seed=asked.seed,
     )
-    space = metrics.fit_space(compared.training.log_values, seed=seed)
-    bandwidths = metrics.median_bandwidths(
-        space.components(compared.held_out.log_values)
+    said, drawn = _judge(
+        compared,
+        seed=asked.seed,
+        method=experiment.parameters.training.embedding,
+        parameters=as_json(experiment.parameters),
     )
-    values, ceilings = (
-        _numbers(compared.held_out, other, space, bandwidths, seed)
-        for other in (compared.generated, compared.control)
+    document = _document({experiment.name: said})
+    _write(experiment.evaluation_folder, document, {experiment.name: drawn})
+    card = model_card.model_card(experiment.name, said)
+    with replacing(experiment.model_card_file) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    boards.write_boards(
+        experiment.job_folder / "evaluation", experiment.name, said, drawn
     )
-    results: dict[str, dict[str, Any]] = {
-        name: {"value": values[name], "ceiling": ceilings[name]} for name in values
-    }
-    results["mmd_squared"]["bandwidths"] = bandwidths
-    results["correlation_of_correlations"]["n_genes"] = _n_correlated(space)
-    if compared.label is not None:
-        results["label_agreement"] = _label_agreement(compared, space, seed)
-    for name, result in results.items():
-        result["meaning"] = DESCRIPTIONS[name]
-    document = _plain(
-        {
-            "experiment": experiment.name,
-            "version": __version__,
-            "seed": seed,
-            "generated": compared.origin,
-            "cells": _cell_numbers(compared),
-            "n_genes": len(compared.genes),
-            "space": _space_record(compared, space),
-            "metrics": results,
-        }
-    )
-    _draw_figures(experiment, compared, space, seed)
-    write_json(experiment.evaluation_folder / "report.json", document)
-    log.info("%s", _table(document))
-    if len(compared.generated) < FEW_CELLS:
-        log.info(
-            "%s: only %d cells a side could be compared, which says little; generate "
-            "like-data, or hold out more cells",
-            experiment.name,
-            len(compared.generated),
-        )
     return document
 
 
-def _numbers(
-    real: Cells,
-    other: Cells,
-    space: Space,
-    bandwidths: tuple[float, ...],
+def evaluate_files(
+    real: Path,
+    generated: Sequence[Path],
+    folder: Path,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+) -> Document:
+    """Compare files of generated cells, whoever made them, with a file of real ones.
+
+    Parameters
+    ----------
+    real, label
+        As in `cellgan.evaluation.cells.compare_files`.
+    generated
+        One file or several, which share a leaderboard.
+    folder
+        Where the report goes.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If two files have one name, or files cannot be read or compared.
+    """
+    names = _names(generated)
+    entries: dict[str, Any] = {}
+    drawn: dict[str, Sequence[Picture]] = {}
+    for name, path in zip(names, generated, strict=True):
+        compared = compare_files(real, path, label=label, seed=seed)
+        entries[name], drawn[name] = _judge(compared, seed=seed, method="tsne")
+    document = _document(entries)
+    _write(folder, document, drawn)
+    return document
+
+
+def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Document | None:
+    """Put the reports of experiments on the same data side by side.
+
+    Returns
+    -------
+    The common report, written to `folder`; None when fewer than two experiments have a
+    report.
+    """
+    entries: dict[str, Any] = {}
+    drawn: dict[str, Sequence[Picture]] = {}
+    for experiment in experiments:
+        file = experiment.evaluation_folder / "report.json"
+        if file.exists():
+            entries |= read_report(file)["experiments"]
+            drawn[experiment.name] = _stored_pictures(experiment.evaluation_folder)
+    if len(entries) < 2:
+        return None
+    document = _document(entries)
+    _write(folder, document, drawn)
+    return document
+
+
+def leaking(document: Document) -> list[str]:
+    """Return the names of those whose training cells were copied."""
+    entries = document["experiments"].items()
+    return [name for name, said in entries if said["memorisation"]["leaks"]]
+
+
+def _judge(
+    compared: Comparison,
+    *,
     seed: int,
-) -> dict[str, float]:
-    """Return the numbers that compare two sets of cells, without their labels."""
-    first, second = real.log_values, other.log_values
-    components = space.components(first), space.components(second)
-    genes = space.variable_genes(first), space.variable_genes(second)
-    n = _n_correlated(space)
-    return {
-        "mmd_squared": metrics.mmd_squared(*components, bandwidths=bandwidths),
-        "classifier_auc": metrics.classifier_auc(*genes, seed=seed),
-        "classifier_auc_components": metrics.classifier_auc(*components, seed=seed),
-        "mean_expression_correlation": metrics.mean_expression_correlation(
-            first, second
-        ),
-        "detection_rate_correlation": metrics.detection_rate_correlation(first, second),
-        "correlation_of_correlations": metrics.correlation_of_correlations(
-            *(metrics.gene_correlations(side[:, :n]) for side in genes)
-        ),
-        "zero_fraction": metrics.zero_fraction(second),
+    method: Literal["tsne", "umap"],
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], tuple[Picture, ...]]:
+    """Return an experiment's part of the report, and its pictures."""
+    started = time.perf_counter()
+    judged = judge_cells(compared, seed=seed)
+    sides = judged.main
+    clock = time.perf_counter()
+    check = check_memorisation(compared, sides, seed)
+    judged.seconds["memorisation"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    numbers = _published(sides, seed)
+    judged.seconds["published"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    drawn = pictures.draw_pictures(
+        make_pair(sides.held_out, sides.generated, sides.frame, 0),
+        giveaway_genes=giveaway_records(judged),
+        distances=_distances(check),
+        method=method,
+    )
+    judged.seconds["pictures"] = time.perf_counter() - clock
+    judged.seconds["all"] = time.perf_counter() - started
+    said = entry(compared, judged, check, seed=seed)
+    said["published"] = numbers
+    said["run"]["parameters"] = parameters
+    return said, drawn
+
+
+def entry(
+    compared: Comparison, judged: Judged, check: MemorisationCheck, *, seed: int
+) -> dict[str, Any]:
+    """Return an experiment's part of a report, without what needs files or pictures."""
+    sides = judged.main
+    overall = overall_score(judged.records)
+    memorised = {
+        "known": compared.knows_training,
+        "leaks": check.leaks,
+        "reasons": list(check.reasons),
+        "caution": check.caution,
+        "numbers": [number.as_json() for number in check.numbers],
     }
-
-
-def _label_agreement(compared: Comparison, space: Space, seed: int) -> dict[str, Any]:
-    training = compared.training, compared.control
-    classifier = metrics.label_classifier(
-        np.concatenate([space.components(cells.log_values) for cells in training]),
-        np.concatenate([cells.labels for cells in training]),
-        seed=seed,
-    )
-    value, ceiling = (
-        metrics.label_agreement(
-            classifier, space.components(cells.log_values), cells.labels
-        )
-        for cells in (compared.generated, compared.held_out)
-    )
-    return {
-        "value": value.overall,
-        "ceiling": ceiling.overall,
-        "per_label": {
-            label: {
-                "value": value.per_label[label],
-                "ceiling": ceiling.per_label[label],
-            }
-            for label in value.per_label
+    found = {
+        "verdict": verdict(
+            judged.records,
+            overall,
+            held_out=sides.held_out,
+            generated=sides.generated,
+            are_counts=sides.frame.are_counts,
+            label_states=compared.label_states,
+            memorisation=memorised,
+        ),
+        "overall": overall,
+        "metrics": judged.records,
+        "p_values": judged.p_values,
+        "memorisation": memorised,
+        "published": [],
+        "giveaway_genes": giveaway_records(judged),
+        "labels": compared.label_states,
+        "cells": {
+            **{side: compared.n_cells(side) for side in compared.labels},
+            "split": compared.split,
+            "held_out_by": compared.held_out_by,
+        },
+        "dropped": list(compared.dropped),
+        "scale": compared.scale,
+        "run": {
+            "seed": seed,
+            "seconds": judged.seconds,
+            "versions": _versions(),
+            "parameters": None,
+            "origin": compared.origin,
         },
     }
+    return dict(plain(found))
 
 
-def _n_correlated(space: Space) -> int:
-    return min(N_CORRELATED_GENES, len(space.genes))
-
-
-def _cell_numbers(compared: Comparison) -> dict[str, Any]:
-    labels, numbers = np.unique(compared.held_out.labels, return_counts=True)
-    return {
-        "held_out_split": compared.split,
-        "held_out": len(compared.held_out),
-        "generated": len(compared.generated),
-        "control": len(compared.control),
-        "training": len(compared.training),
-        "per_label": dict(zip(labels, numbers, strict=True)) if compared.label else {},
-    }
-
-
-def _space_record(compared: Comparison, space: Space) -> dict[str, Any]:
-    return {
-        "library_size": compared.library_size,
-        "values": "every cell, real or generated, scaled to the library size, log1p",
-        "n_variable_genes": len(space.genes),
-        "n_components": space.pca.n_components_,
-        "learned_from": "real training cells",
-    }
-
-
-def _draw_figures(
-    experiment: Experiment, compared: Comparison, space: Space, seed: int
-) -> None:
-    folder = experiment.evaluation_folder
-    real, made = compared.held_out, compared.generated
-    first, second = real.log_values, made.log_values
-    plots.gene_figure(
-        folder / "genes.png",
-        (metrics.gene_means(first), metrics.gene_means(second)),
-        (metrics.detection_rates(first), metrics.detection_rates(second)),
-        (
-            metrics.mean_expression_correlation(first, second),
-            metrics.detection_rate_correlation(first, second),
-        ),
-    )
-    genes = space.genes[: _n_correlated(space)]
-    plots.correlation_figure(
-        folder / "correlations.png",
-        metrics.gene_correlations(first[:, genes]),
-        metrics.gene_correlations(second[:, genes]),
-        [compared.genes[gene] for gene in genes],
-    )
-    rng = np.random.default_rng(derive_seed(seed, "map"))
-    mapped = [
-        side.take(np.sort(rng.permutation(len(side))[:MOST_MAPPED_CELLS]))
-        for side in (real, made)
+def giveaway_records(judged: Judged) -> list[dict[str, Any]]:
+    """Return the genes that tell generated from real cells, as in the report."""
+    return [
+        {
+            "gene": gene.gene,
+            "importance": gene.importance,
+            "auc": gene.auc,
+            "real_mean": gene.real_mean,
+            "generated_mean": gene.other_mean,
+            "real_detected": gene.real_detection,
+            "generated_detected": gene.other_detection,
+        }
+        for gene in judged.giveaways
     ]
-    method = experiment.parameters.training.embedding
-    plots.embedding_figure(
-        folder / f"{method}.png",
-        space.components(mapped[0].log_values),
-        space.components(mapped[1].log_values),
-        mapped[0].labels if compared.label else None,
-        mapped[1].labels if compared.label else None,
-        method=method,
-        seed=seed,
-        log_components=False,
-        categories=experiment.manifest().label_vocabulary.categories,
-        title=f"{experiment.name}: held-out and generated cells",
-    )
 
 
-def _table(document: dict[str, Any]) -> str:
-    """Return the report as a small table."""
-    cells = document["cells"]
-    rows = dict(document["metrics"])
-    for label, result in rows.get("label_agreement", {}).get("per_label", {}).items():
-        rows[f"  of {label}"] = result
-    width = max(map(len, rows))
-    lines = [
-        f"{document['experiment']}: {cells['generated']} generated cells against "
-        f"{cells['held_out']} held-out ({cells['held_out_split']}) cells",
-        f"    {'':{width}} {'generated':>9} {'real':>9}",
-    ]
-    for name, result in rows.items():
-        value, ceiling = (
-            "-" if result[side] is None else f"{result[side]:.4f}"
-            for side in ("value", "ceiling")
+def check_memorisation(
+    compared: Comparison, sides: Sides, seed: int
+) -> MemorisationCheck:
+    """Check all training cells that were read; none are known in files of others."""
+    if not compared.knows_training:
+        return unknown(
+            "the real file does not say which cells were trained on: an obs column "
+            '"split" with the values train and test would'
         )
-        lines.append(f"    {name:{width}} {value:>9} {ceiling:>9}")
-    return "\n".join(lines)
+    training = concatenate(sides.frame.training, sides.control)
+    donors = None
+    if compared.donors is not None:
+        donors = (
+            (*compared.donors["training"], *compared.donors["control"]),
+            tuple(compared.donors["held_out"]),
+        )
+    return memorisation(
+        training,
+        sides.held_out,
+        sides.generated,
+        seed=derive_seed(seed, "memorisation"),
+        donors=donors,
+    )
 
 
-def _plain(value: Any) -> Any:
-    """Return JSON values: NumPy scalars as Python's, nan and infinity as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+def _distances(check: MemorisationCheck) -> NearestDistances | None:
+    """Return what the picture of nearest records shows, if training cells are known."""
+    if not len(check.generated_to_training):
         return None
-    return value
+    return NearestDistances(check.generated_to_training, check.held_out_to_training)
+
+
+def _published(sides: Sides, seed: int) -> list[dict[str, Any]]:
+    """Return published variants, of generated cells and of real training cells."""
+    root = derive_seed(seed, "published")
+    values, ceilings = (
+        published(sides.held_out, side, seed=root)
+        for side in (sides.generated, sides.control)
+    )
+    return [
+        {
+            "protocol": value.protocol,
+            "name": value.name,
+            "value": value.value,
+            "ceiling": ceiling.value,
+            "settings": value.settings,
+        }
+        for value, ceiling in zip(values, ceilings, strict=True)
+    ]
+
+
+def _document(entries: Mapping[str, Any]) -> Document:
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    return {
+        "schema": SCHEMA,
+        "version": cellgan.__version__,
+        "created": now.isoformat().replace("+00:00", "Z"),
+        "experiments": dict(entries),
+    }
+
+
+def _write(
+    folder: Path, document: Document, drawn: Mapping[str, Sequence[Picture]]
+) -> None:
+    """Write every file of a report, and say where it is and what it says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_pictures(folder / "figures", drawn)
+    html.write_html(folder / "report.html", document, drawn)
+    tables.write_csv(folder / "metrics.csv", document)
+    write_report(folder / "report.json", document)
+    for name, said in document["experiments"].items():
+        if len(document["experiments"]) == 1:
+            log.info("%s", tables.summary(name, said))
+        if said["cells"]["generated"] < FEW_CELLS:
+            log.info(
+                "%s: only %d cells a side could be compared, which says little; "
+                "generate like-data, or hold out more cells",
+                name,
+                said["cells"]["generated"],
+            )
+    if len(document["experiments"]) > 1:
+        log.info("%s", tables.leaderboard(document))
+    for name, said in document["experiments"].items():
+        log.info("%s: %s", name, said["verdict"]["headline"])
+        for finding in said["verdict"]["findings"]:
+            log.info("    - %s", finding)
+    log.info("report: %s", folder / "report.html")
+
+
+def _write_pictures(folder: Path, drawn: Mapping[str, Sequence[Picture]]) -> None:
+    """Write all pictures and their texts, in place of what is there."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        texts = []
+        for name, of_one in drawn.items():
+            prefix = f"{name}_" if len(drawn) > 1 else ""
+            for picture in of_one:
+                file = f"{prefix}{picture.name}.png"
+                (temporary / file).write_bytes(picture.png)
+                texts.append(
+                    {
+                        "name": picture.name,
+                        "title": picture.title,
+                        "alt": picture.alt,
+                        "file": file,
+                    }
+                )
+        (temporary / "pictures.json").write_text(
+            json.dumps(texts, indent=4), encoding="utf-8"
+        )
+
+
+def _stored_pictures(folder: Path) -> tuple[Picture, ...]:
+    """Read the pictures that an earlier evaluation has drawn."""
+    file = folder / "figures" / "pictures.json"
+    if not file.exists():
+        return ()
+    return tuple(
+        Picture(
+            text["name"],
+            text["title"],
+            text["alt"],
+            (file.parent / text["file"]).read_bytes(),
+        )
+        for text in json.loads(file.read_text(encoding="utf-8"))
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for every file: its own, or with its folder's where two agree."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.absolute().parent.name}/{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        msg = "--generated: two files have the same name. Give each file once."
+        raise ConfigError(msg)
+    return names
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("anndata", "numpy", "scikit-learn", "scipy")
+    return {
+        "cellgan": cellgan.__version__,
+        "python": platform.python_version(),
+        **{library: metadata.version(library) for library in libraries},
+    }

@@ -1,257 +1,241 @@
+"""From files of cells to a report: what is written, and what is not when it fails."""
+
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
 
-import anndata
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
-from cellgan.errors import DataError
-from cellgan.evaluation import cells as cells_room
-from cellgan.evaluation import evaluate, metrics, plots
-from cellgan.evaluation.cells import read_comparison
+from cellgan.errors import ConfigError, DataError
+from cellgan.evaluation import cell_pictures, classifiers, published, suite
+from cellgan.evaluation.document import read_report
+from cellgan.evaluation.report import (
+    evaluate,
+    evaluate_files,
+    leaderboard,
+    leaking,
+)
 from tests.evaluation.folders import (
     generated_cells,
     permuted_genes,
+    processed_cells,
     write_experiment,
     write_generated,
 )
-from tests.synthetic import SyntheticCells, make_cells
+from tests.evaluation.sides import population
+from tests.synthetic import SyntheticCells
 
-METRICS = {
-    "mmd_squared",
-    "classifier_auc",
-    "classifier_auc_components",
-    "mean_expression_correlation",
-    "detection_rate_correlation",
-    "correlation_of_correlations",
-    "zero_fraction",
-}
+FILES = {"figures", "metrics.csv", "report.html", "report.json"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast():
-    """Grow small forests and draw no map: both have tests of their own."""
+    """Resample seldom, grow small forests and draw no map: all have their own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "N_TREES", 30)
-        patch.setattr(plots, "embed", lambda cells, **options: cells[:, :2])
+        patch.setattr(suite, "N_RESAMPLES", 10)
+        patch.setattr(suite, "N_LABEL_RESAMPLES", 5)
+        patch.setattr(classifiers, "N_TREES", 10)
+        patch.setattr(published, "N_TREES", 60)
+        patch.setattr(
+            cell_pictures, "embed", lambda cells, **options: cells[:, :2], raising=False
+        )
         yield
 
 
-def split_cells(n_generated: int = 150):
-    """Return cells for an experiment, and others of the same truth as generated."""
-    cells = make_cells(400 + n_generated)
-    real = SyntheticCells(cells.counts[:400], cells.labels[:400])
-    return real, SyntheticCells(cells.counts[400:], cells.labels[400:])
+def cells(first: int, last: int) -> SyntheticCells:
+    """Return some cells of one population."""
+    everything = population()
+    return SyntheticCells(everything.counts[first:last], everything.labels[first:last])
+
+
+def experiment_in(folder, made: SyntheticCells):
+    """Write an experiment with 400 training, 200 test and some generated cells."""
+    experiment = write_experiment(folder, cells(0, 600), n_test=200)
+    write_generated(experiment, generated_cells(made.counts, made.labels))
+    return experiment
 
 
 @pytest.fixture(scope="module")
 def perfect(tmp_path_factory):
     """Return an experiment whose generated cells are real, and its report."""
-    real, made = split_cells()
-    experiment = write_experiment(
-        tmp_path_factory.mktemp("perfect") / "pbmc", real, n_test=120
+    folder = tmp_path_factory.mktemp("perfect") / "experiments" / "perfect"
+    experiment = experiment_in(folder, cells(600, 900))
+    return experiment, evaluate(experiment)
+
+
+@pytest.fixture(scope="module")
+def copied(perfect):
+    """Return an experiment beside it whose generated cells are training cells."""
+    experiment, _ = perfect
+    other = experiment.folder.with_name("copied")
+    processed = processed_cells(cells(0, 600), n_test=200, n_valid=0)
+    training = processed[processed.obs["split"] == "train"]
+    made = SyntheticCells(
+        training.X[:300], np.asarray(training.obs["cluster"][:300], dtype=str)
     )
-    write_generated(experiment, generated_cells(made.counts, made.labels))
-    return experiment, evaluate(experiment, seed=1)
+    experiment = experiment_in(other, made)
+    return experiment, evaluate(experiment)
+
+
+def entry_of(document):
+    (entry,) = document["experiments"].values()
+    return entry
+
+
+def pooled(document):
+    rows = entry_of(document)["metrics"]
+    return {row["name"]: row for row in rows if row["label"] is None}
 
 
 def test_report_returns_what_it_writes(perfect):
-    experiment, report = perfect
-    stored = json.loads((experiment.evaluation_folder / "report.json").read_text())
-    assert stored == report
-    assert set(report["metrics"]) == METRICS | {"label_agreement"}
+    experiment, document = perfect
+    assert read_report(experiment.evaluation_folder / "report.json") == document
 
 
-def test_report_writes_its_figures(perfect):
+def test_every_file_is_there(perfect):
     experiment, _ = perfect
-    names = sorted(file.name for file in experiment.evaluation_folder.iterdir())
-    assert names == ["correlations.png", "genes.png", "report.json", "tsne.png"]
+    assert {file.name for file in experiment.evaluation_folder.iterdir()} == FILES
+    assert experiment.model_card_file.exists()
+    assert list((experiment.job_folder / "evaluation").glob("events.out.tfevents.*"))
 
 
-def test_report_records_numbers_of_cells_and_the_space(perfect):
-    _, report = perfect
-    cells = report["cells"]
-    assert cells["held_out"] == cells["generated"] == sum(cells["per_label"].values())
-    assert cells["held_out_split"] == "test"
-    assert report["space"]["library_size"] == 1000
-    assert report["space"]["n_components"] == 50
-    assert len(report["metrics"]["mmd_squared"]["bandwidths"]) == 5
+def test_figures_have_texts_that_say_what_is_to_be_seen(perfect):
+    experiment, _ = perfect
+    folder = experiment.evaluation_folder / "figures"
+    texts = json.loads((folder / "pictures.json").read_text())
+    assert len(texts) >= 6
+    assert {text["file"] for text in texts} == {f.name for f in folder.glob("*.png")}
+    assert all(len(text["alt"]) > 40 for text in texts)
 
 
-def test_perfect_generator_reaches_the_ceiling(perfect):
-    _, report = perfect
-    values = {name: result["value"] for name, result in report["metrics"].items()}
-    ceilings = {name: result["ceiling"] for name, result in report["metrics"].items()}
-    # about 110 cells a side: 5 standard errors of an AUC are 0.2
-    assert values["classifier_auc"] == pytest.approx(0.5, abs=0.2)
-    assert ceilings["classifier_auc"] == pytest.approx(0.5, abs=0.2)
-    assert values["label_agreement"] == ceilings["label_agreement"] == 1.0
-    assert abs(values["mmd_squared"]) < 0.01
-    correlations = [name for name in METRICS if "correlation" in name]
-    assert len(correlations) == 3
-    assert all(values[name] > ceilings[name] - 0.05 > 0.8 for name in correlations)
-    assert values["zero_fraction"] == pytest.approx(ceilings["zero_fraction"], abs=0.02)
+def test_real_cells_are_close_to_the_ceiling(perfect):
+    _, document = perfect
+    assert entry_of(document)["overall"] > 0.85
+    assert entry_of(document)["verdict"]["grade"] in ("close", "usable")
+    assert pooled(document)["label_agreement"]["value"] > 0.95
 
 
-def test_report_tells_permuted_genes(tmp_path):
-    real, made = split_cells()
-    experiment = write_experiment(tmp_path / "pbmc", real, n_test=120)
-    permuted = permuted_genes(made.counts)
-    write_generated(experiment, generated_cells(permuted, made.labels))
-    results = evaluate(experiment)["metrics"]
-    assert results["classifier_auc"]["value"] > 0.9
-    assert results["classifier_auc_components"]["value"] > 0.9
-    assert results["mmd_squared"]["value"] > 10 * abs(results["mmd_squared"]["ceiling"])
-    assert results["label_agreement"]["value"] < 0.7
-    assert results["correlation_of_correlations"]["value"] < 0.5
-    assert results["mean_expression_correlation"]["value"] > 0.95
+def test_report_says_how_many_cells_of_what_were_compared(perfect):
+    _, document = perfect
+    numbers = entry_of(document)["cells"]
+    assert numbers["held_out"] == numbers["generated"] == numbers["control"]
+    assert numbers["split"] == "test"
+    labels = entry_of(document)["labels"]
+    assert sum(label["n"] for label in labels.values()) == numbers["held_out"]
+    assert {label["state"] for label in labels.values()} == {"compared"}
 
 
-def test_report_works_without_labels(tmp_path):
-    real, made = split_cells()
-    experiment = write_experiment(tmp_path / "pbmc", real, n_test=60, model="scGAN")
-    write_generated(experiment, generated_cells(made.counts, None))
-    report = evaluate(experiment)
-    assert set(report["metrics"]) == METRICS
-    assert report["cells"]["generated"] == report["cells"]["held_out"] == 60
-    assert report["cells"]["per_label"] == {}
+def test_every_label_has_numbers_of_its_own(perfect):
+    _, document = perfect
+    rows = entry_of(document)["metrics"]
+    names = {row["name"] for row in rows if row["label"] == "type B"}
+    assert {"mmd_squared", "precision", "forest_auc_genes", "label_agreement"} <= names
 
 
-def test_control_cells_are_not_told_by_overfitted_components(tmp_path):
-    # 130 cells of pure noise and 50 components: those of the cells they are learned
-    # from are far larger than those of any other cell.
-    noise = sp.csr_matrix(np.random.default_rng(0).poisson(2.0, size=(240, 400)) * 1.0)
-    cells = SyntheticCells(noise, np.full(240, "type A"))
-    experiment = write_experiment(tmp_path / "pbmc", cells, n_test=60)
-    write_generated(experiment, generated_cells(noise[:80], cells.labels[:80]))
-    ceiling = evaluate(experiment)["metrics"]["classifier_auc_components"]["ceiling"]
-    assert ceiling == pytest.approx(0.5, abs=0.25)  # 5 standard errors for 60 cells
+def test_normalised_cells_leave_library_sizes_unjudged(perfect):
+    _, document = perfect
+    assert pooled(document)["library_size_ks"]["value"] is None
+    assert "library sizes are not judged" in entry_of(document)["scale"]
 
 
-@pytest.fixture
-def experiment(tmp_path):
-    """Return a processed experiment without generated cells."""
-    return write_experiment(tmp_path / "pbmc")
+def test_copies_of_training_cells_are_a_leak(copied):
+    experiment, document = copied
+    assert leaking(document) == [experiment.name]
+    assert entry_of(document)["verdict"]["grade"] == "leak"
 
 
-def made_cells() -> anndata.AnnData:
-    cells = make_cells(90, seed=0)
-    return generated_cells(cells.counts, cells.labels)
+def test_honest_cells_are_no_leak(perfect):
+    assert leaking(perfect[1]) == []
 
 
-def test_comparison_is_the_same_for_counts_scaled_values_and_shuffled_genes(
-    experiment, tmp_path
-):
-    cells = make_cells(90)
-    scaled = generated_cells(cells.counts, cells.labels)
-    counts = scaled.copy()
-    counts.X = cells.counts
-    shuffled = scaled[:, np.random.default_rng(0).permutation(scaled.n_vars)].copy()
-    compared = []
-    for name, variant in {"s": scaled, "c": counts, "g": shuffled}.items():
-        variant.write_h5ad(tmp_path / f"{name}.h5ad")
-        compared.append(
-            read_comparison(experiment, tmp_path / f"{name}.h5ad", seed=0).generated
-        )
-    first = compared[0].log_values.toarray()
-    np.testing.assert_allclose(compared[1].log_values.toarray(), first, rtol=1e-5)
-    np.testing.assert_array_equal(compared[2].log_values.toarray(), first)
+def test_experiments_on_the_same_data_share_a_leaderboard(perfect, copied, tmp_path):
+    experiments = [perfect[0], copied[0]]
+    document = leaderboard(experiments, tmp_path / "all")
+    assert list(document["experiments"]) == ["perfect", "copied"]
+    assert {file.name for file in (tmp_path / "all").iterdir()} == FILES
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "perfect" in page
+    assert "copied" in page
 
 
-def test_comparison_matches_numbers_of_every_label_and_keeps_sets_apart(
-    experiment, monkeypatch
-):
-    monkeypatch.setattr(cells_room, "MOST_CELLS", 40)
-    path = write_generated(experiment, made_cells())
-    compared = read_comparison(experiment, path, seed=0)
-    np.testing.assert_array_equal(
-        np.unique_counts(compared.held_out.labels).counts,
-        np.unique_counts(compared.generated.labels).counts,
+def test_one_report_makes_no_leaderboard(perfect, tmp_path):
+    assert leaderboard([perfect[0]], tmp_path / "all") is None
+    assert not (tmp_path / "all").exists()
+
+
+def test_files_of_others_are_judged_side_by_side(tmp_path):
+    real, good, bad = (tmp_path / f"{name}.h5ad" for name in ("real", "good", "bad"))
+    processed_cells(cells(0, 600), n_test=200, n_valid=0).write_h5ad(real)
+    made = cells(600, 900)
+    for path, counts in ((good, made.counts), (bad, permuted_genes(made.counts))):
+        adata = generated_cells(counts, made.labels)
+        adata.X = counts
+        adata.write_h5ad(path)
+    document = evaluate_files(real, [good, bad], tmp_path / "evaluation")
+    scores = {name: said["overall"] for name, said in document["experiments"].items()}
+    assert scores["good"] > 0.85 > scores["bad"] + 0.3
+    assert {file.name for file in (tmp_path / "evaluation").iterdir()} == FILES
+
+
+def test_unknown_training_cells_leave_memorisation_open(tmp_path):
+    real = tmp_path / "real.h5ad"
+    adata = processed_cells(cells(0, 600), n_test=200, n_valid=0)
+    del adata.obs["split"]
+    adata.write_h5ad(real)
+    document = evaluate_files(real, [real], tmp_path / "evaluation")
+    found = entry_of(document)["memorisation"]
+    assert not found["known"]
+    assert not found["leaks"]
+    assert 'an obs column "split"' in found["caution"]
+
+
+def test_files_of_one_name_are_told_by_their_folders(tmp_path):
+    with pytest.raises(ConfigError, match="two files have the same name"):
+        evaluate_files(tmp_path / "r", [tmp_path / "a", tmp_path / "a"], tmp_path)
+
+
+def test_cells_without_labels_are_compared(tmp_path):
+    experiment = write_experiment(
+        tmp_path / "pbmc", cells(0, 300), n_test=100, model="scGAN"
     )
-    assert 10 < len(compared.held_out) <= 40
-    rows = [
-        {row.tobytes() for row in cells.log_values.toarray()}
-        for cells in (compared.training, compared.control, compared.held_out)
-    ]
-    assert rows[0].isdisjoint(rows[1])
-    assert rows[2].isdisjoint(rows[0] | rows[1])
+    write_generated(experiment, generated_cells(cells(600, 700).counts, None))
+    document = evaluate(experiment)
+    assert pooled(document)["mmd_squared"]["value"] is not None
+    assert pooled(document)["label_agreement"]["value"] is None
+    assert entry_of(document)["labels"] == {}
 
 
-def test_comparison_takes_valid_cells_when_there_are_no_test_cells(tmp_path):
-    experiment = write_experiment(tmp_path / "pbmc", n_test=0, n_valid=60)
-    path = write_generated(experiment, made_cells())
-    assert read_comparison(experiment, path, seed=0).split == "valid"
-
-
-def test_comparison_drops_genes_that_only_one_file_has(experiment):
-    cells = made_cells()
-    cells.var_names = ["other", *cells.var_names[1:]]
-    compared = read_comparison(experiment, write_generated(experiment, cells), seed=0)
-    assert compared.genes == tuple(cells.var_names[1:])
-    assert compared.generated.log_values.shape[1] == len(compared.genes)
-
-
-def test_evaluation_asks_for_generate_when_there_are_no_generated_cells(experiment):
-    with pytest.raises(DataError, match=r"cells\.h5ad: no such file.*--generate"):
-        evaluate(experiment)
-
-
-def test_evaluation_asks_for_held_out_cells_when_there_are_none(tmp_path):
-    experiment = write_experiment(tmp_path / "pbmc", n_test=0)
-    write_generated(experiment, made_cells())
-    with pytest.raises(DataError, match=r"no held-out cells[\s\S]*test_cells"):
-        evaluate(experiment)
-
-
-def test_evaluation_asks_for_process_when_there_is_no_processed_file(experiment):
-    write_generated(experiment, made_cells())
-    experiment.processed_file.unlink()
-    with pytest.raises(DataError, match=r"processed\.h5ad: no such file.*--process"):
-        evaluate(experiment)
-
-
-def test_evaluation_names_a_file_that_is_no_h5ad(experiment):
-    path = write_generated(experiment, made_cells())
-    path.write_bytes(b"not a file of cells")
-    with pytest.raises(DataError, match=r"cells\.h5ad: cannot be read"):
-        evaluate(experiment)
-
-
-def test_evaluation_compares_gene_names_when_none_is_shared(experiment):
-    cells = made_cells()
-    cells.var_names = [str(gene) for gene in range(cells.n_vars)]
-    write_generated(experiment, cells)
-    with pytest.raises(DataError, match=r'0 of its 60 genes.*"0".*"gene_0"'):
-        evaluate(experiment)
-
-
-def test_evaluation_refuses_negative_values(experiment):
-    cells = made_cells()
-    cells.X.data *= -1
-    write_generated(experiment, cells)
-    with pytest.raises(DataError, match="negative or not finite"):
-        evaluate(experiment)
-
-
-def test_evaluation_refuses_too_few_cells_and_keeps_the_earlier_report(experiment):
+def test_refused_cells_leave_the_earlier_report(tmp_path):
+    experiment = experiment_in(tmp_path / "pbmc", cells(600, 605))
     report = experiment.evaluation_folder / "report.json"
     report.parent.mkdir()
     report.write_text("earlier")
-    write_generated(experiment, made_cells()[:5].copy())
-    with pytest.raises(DataError, match=r"too few cells to compare .*10 of each"):
+    with pytest.raises(DataError, match="too few cells to compare"):
         evaluate(experiment)
     assert report.read_text() == "earlier"
+    assert not experiment.model_card_file.exists()
+
+
+def test_damaged_report_is_refused_with_advice(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text('{"schema": 0}')
+    with pytest.raises(DataError, match=r"not a report of this version.*--evaluate"):
+        read_report(path)
 
 
 @pytest.mark.slow
-def test_evaluation_room_loads_neither_tensorflow_nor_pyplot():
+def test_evaluation_loads_neither_tensorflow_nor_pyplot(tmp_path):
+    real = tmp_path / "real.h5ad"
+    processed_cells(cells(0, 400), n_test=150, n_valid=0).write_h5ad(real)
     program = (
-        "import sys, cellgan.evaluation; "
-        "print([m for m in ('tensorflow', 'keras', 'matplotlib.pyplot') "
+        "import sys; from pathlib import Path; "
+        "from cellgan.evaluation.report import evaluate_files; "
+        f"evaluate_files(Path({str(real)!r}), [Path({str(real)!r})], "
+        f"Path({str(tmp_path / 'evaluation')!r})); "
+        "print([m for m in ('tensorflow', 'keras', 'torch', 'matplotlib.pyplot') "
         "if m in sys.modules])"
     )
     done = subprocess.run(

@@ -1,0 +1,487 @@
+"""All metrics of one comparison: values, intervals, ceilings, floors and scores.
+
+Every metric is computed for five pairs with the same held-out cells on one side:
+generated cells give its value, real training cells its ceiling, and three floors tell
+what it cannot see. The score is ``(value - floor) / (ceiling - floor)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from scipy.spatial.distance import pdist
+from tqdm import tqdm
+
+from cellgan.evaluation import (
+    classifiers,
+    distribution,
+    genes,
+    modalities,
+    structure,
+    support,
+    use,
+)
+from cellgan.evaluation.catalogue import Floor, Metric
+from cellgan.evaluation.cells import Comparison, Modality
+from cellgan.evaluation.floors import floor_cells
+from cellgan.evaluation.pairs import Estimates, Frame, Pair, Side, make_pair, make_side
+from cellgan.evaluation.space import Floats, fit_space, log_expression
+from cellgan.manifest import RNA
+from cellgan.seeds import derive_seed
+
+FLOORS: tuple[Floor, ...] = get_args(Floor)
+N_RESAMPLES = 100
+"""Bootstrap resamples of a pooled number."""
+N_LABEL_RESAMPLES = 50
+"""Bootstrap resamples of the number of one label."""
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the bootstrap between which an interval lies."""
+FEWEST_ERRORS_APART = 3.0
+"""A ceiling fewer standard errors than this from its floor gives no score."""
+BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+MOST_DISTANCES = 1000
+"""Cells whose distances fix the kernel's bandwidths."""
+
+Key = tuple[str, str | None]
+"""Metric, and the label it is of (None for all cells)."""
+Results = dict[Key, Floats]
+
+
+class Learned(NamedTuple):
+    """Classifiers that several metrics of one pair ask."""
+
+    judge: use.Judge
+    """Of labels, learned from real training cells."""
+    scores: classifiers.OutOfFold
+    """Of both sides, by those who tell one from the other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Metrics that are computed together."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    estimate: Callable[[Pair, Learned, Sequence[str]], Results]
+    """(pair, what was learned for it, labels with enough cells) -> numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """The sides of one modality, in the form that metrics take."""
+
+    frame: Frame
+    held_out: Side
+    generated: Side
+    control: Side
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """All results of one comparison."""
+
+    main: Sides
+    """Of the RNA, or of the only modality."""
+    records: list[dict[str, Any]]
+    """`cellgan.evaluation.document.MetricRecord`, pooled ones first."""
+    p_values: dict[str, float]
+    giveaways: tuple[classifiers.GiveawayGene, ...]
+    seconds: dict[str, float]
+
+
+def judge_cells(compared: Comparison, *, seed: int) -> Judged:
+    """Compute every metric of a comparison.
+
+    Parameters
+    ----------
+    compared
+        Cells of all sides.
+    seed
+        Seed of floors, folds, forests and resamples.
+    """
+    seconds: dict[str, float] = {}
+    sides = {
+        name: make_sides(compared, modality, seed=seed)
+        for name, modality in compared.modalities.items()
+    }
+    main = RNA if RNA in sides else next(iter(sides))
+    labels = [
+        label
+        for label, state in compared.label_states.items()
+        if state["state"] == "compared"
+    ]
+    records: list[dict[str, Any]] = []
+    giveaways: tuple[classifiers.GiveawayGene, ...] = ()
+    n_parts = (2 + len(FLOORS)) * len(sides) * (1 + len(FAMILIES))
+    with tqdm(total=n_parts, unit=" parts", desc="evaluating", delay=2) as bar:
+        for name, of_modality in sides.items():
+            results, found = _results(
+                of_modality,
+                _others(compared, name, of_modality, seed),
+                labels,
+                seconds,
+                bar,
+            )
+            records += _records(name, of_modality, results, labels)
+            giveaways = giveaways if name != main else found
+    if len(sides) > 1:
+        with timing(seconds, "modalities"):
+            records += _cross_modal_records(compared, sides, seed)
+    with timing(seconds, "use"):
+        records += _covariate_records(compared, sides[main], main)
+    pair = make_pair(sides[main].held_out, sides[main].generated, sides[main].frame, 0)
+    with timing(seconds, "permutations"):
+        p_values = {"mmd_squared": distribution.mmd_permutation_p(pair)}
+    ordered = sorted(records, key=lambda record: record["label"] is not None)
+    return Judged(sides[main], ordered, p_values, giveaways, seconds)
+
+
+def make_sides(compared: Comparison, modality: Modality, *, seed: int) -> Sides:
+    """Learn the space of one modality and bring all sides into it."""
+    logged = log_expression(modality.values["training"])
+    space = fit_space(logged, seed=derive_seed(seed, "space"))
+    training, held_out, generated, control = (
+        make_side(modality.values[side], compared.labels[side], space)
+        for side in ("training", "held_out", "generated", "control")
+    )
+    frame = Frame(
+        training=training,
+        space=space,
+        gene_names=modality.names,
+        bandwidths=median_bandwidths(held_out.components),
+        are_counts=modality.are_counts,
+        seed=seed,
+    )
+    return Sides(frame, held_out, generated, control)
+
+
+def median_bandwidths(components: np.ndarray) -> tuple[float, ...]:
+    """Return the median distance between real cells, times `BANDWIDTH_FACTORS`.
+
+    Real cells alone set the scale, so values of different models are comparable. At
+    most 1,000 cells, evenly spaced in the given order, are looked at.
+    """
+    step = -(-len(components) // MOST_DISTANCES)
+    median = float(np.median(pdist(np.asarray(components[::step], np.float64))))
+    return tuple(factor * median for factor in BANDWIDTH_FACTORS)
+
+
+@contextlib.contextmanager
+def timing(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that is spent inside to what `name` has taken."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _results(
+    sides: Sides,
+    others: Iterator[tuple[str, Side]],
+    labels: Sequence[str],
+    seconds: dict[str, float],
+    bar: Any,
+) -> tuple[dict[str, Results], tuple[classifiers.GiveawayGene, ...]]:
+    """Return the numbers of every pair ("value", "ceiling", the floors), and genes."""
+    with timing(seconds, "use"):
+        judge = use.fit_judge(sides.frame)
+    results: dict[str, Results] = {}
+    giveaways: tuple[classifiers.GiveawayGene, ...] = ()
+    for kind, other in others:
+        n_resamples = 0 if kind in FLOORS else N_RESAMPLES
+        pair = make_pair(sides.held_out, other, sides.frame, n_resamples)
+        with timing(seconds, "classifiers"):
+            learned = Learned(judge, classifiers.fit_out_of_fold(pair))
+        bar.update()
+        if kind == "value":
+            giveaways = classifiers.giveaway_genes(pair, learned.scores)
+        results[kind] = {}
+        for family in FAMILIES:
+            with timing(seconds, family.name):
+                results[kind] |= family.estimate(pair, learned, labels)
+            bar.update()
+    return results, giveaways
+
+
+def _others(
+    compared: Comparison, modality: str, sides: Sides, seed: int
+) -> Iterator[tuple[str, Side]]:
+    """Yield what held-out cells are compared with; floors are made one at a time."""
+    yield "value", sides.generated
+    yield "ceiling", sides.control
+    values = compared.modalities[modality].values
+    for floor in FLOORS:
+        made = floor_cells(
+            floor,
+            values["training"],
+            compared.labels["training"],
+            values["control"],
+            compared.labels["control"],
+            seed=derive_seed(seed, modality),
+        )
+        yield floor, make_side(made, compared.labels["control"], sides.frame.space)
+
+
+def _n_label_resamples(pair: Pair) -> int:
+    return min(len(pair.draws) - 1, N_LABEL_RESAMPLES)
+
+
+def _of_pairs(
+    compute: Callable[[Pair], Estimates], metrics: Sequence[Metric]
+) -> Callable[[Pair, Learned, Sequence[str]], Results]:
+    """Compute a family for all cells, and again for the cells of every label."""
+    again = {metric.name for metric in metrics if metric.per_label}
+
+    def estimate(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
+        del learned
+        results: Results = {(name, None): of for name, of in compute(pair).items()}
+        for label in labels if again else ():
+            part = pair.of_label(label, _n_label_resamples(pair))
+            if len(part.other):
+                found = compute(part)
+                results |= {(name, label): found[name] for name in again}
+        return results
+
+    return estimate
+
+
+def _classifiers(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
+    """Labels take their own cells' scores: nothing is fitted again."""
+    scores = learned.scores
+    found = classifiers.auc_metrics(pair, scores)
+    results: Results = {(name, None): of for name, of in found.items()}
+    for label in labels:
+        part = pair.of_label(label, _n_label_resamples(pair))
+        if len(part.other):
+            found = classifiers.auc_metrics(
+                part, classifiers.of_label(scores, pair, label)
+            )
+            results |= {(name, label): of for name, of in found.items()}
+    return results
+
+
+def _use(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
+    judge = learned.judge
+    found = use.use_metrics(pair, judge)
+    results: Results = {(name, None): of for name, of in found.items()}
+    for label in labels:
+        part = pair.of_label(label, _n_label_resamples(pair))
+        if len(part.other):
+            found = use.use_metrics(part, judge)
+            results["label_agreement", label] = found["label_agreement"]
+    return results
+
+
+FAMILIES = (
+    Family(
+        "distribution",
+        distribution.METRICS,
+        _of_pairs(distribution.distribution_metrics, distribution.METRICS),
+    ),
+    Family(
+        "support", support.METRICS, _of_pairs(support.support_metrics, support.METRICS)
+    ),
+    Family("classifiers", classifiers.METRICS, _classifiers),
+    Family("genes", genes.METRICS, _of_pairs(genes.genes_metrics, genes.METRICS)),
+    Family(
+        "structure",
+        structure.METRICS,
+        _of_pairs(structure.structure_metrics, structure.METRICS),
+    ),
+    Family("use", use.METRICS, _use),
+)
+
+
+def _records(
+    modality: str, sides: Sides, results: Mapping[str, Results], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    records = []
+    for family in FAMILIES:
+        for metric in family.metrics:
+            for label in (None, *labels):
+                key = (metric.name, label)
+                if key in results["value"]:
+                    of_kinds = {kind: of.get(key) for kind, of in results.items()}
+                    n = _n_cells(metric.name, sides, label)
+                    records.append(
+                        metric_record(metric, family.name, modality, label, of_kinds)
+                        | {"n": n, "space": _space(metric, sides.frame)}
+                    )
+    return records
+
+
+def _n_cells(name: str, sides: Sides, label: str | None) -> int:
+    side = sides.generated
+    n = len(side) if label is None else int((side.labels == label).sum())
+    if name.startswith("wasserstein"):
+        return min(n, distribution.MOST_TRANSPORTED)
+    return n
+
+
+def _space(metric: Metric, frame: Frame) -> str:
+    if frame.are_counts or metric.space != "counts":
+        return metric.space
+    return "expression at the median library size"
+
+
+def metric_record(
+    metric: Metric,
+    family: str,
+    modality: str,
+    label: str | None,
+    estimates: Mapping[str, Floats | None],
+) -> dict[str, Any]:
+    """Return one number with its interval, ceiling, floors and score.
+
+    Parameters
+    ----------
+    estimates
+        "value", "ceiling" and the floors -> one number per draw, the first of the cells
+        as they are; None where a pair has none.
+    """
+    none = np.array([np.nan])
+    value, ceiling = (
+        none if estimates[kind] is None else np.asarray(estimates[kind])
+        for kind in ("value", "ceiling")
+    )
+    floors = {
+        floor: float(none[0] if (of := estimates.get(floor)) is None else of[0])
+        for floor in FLOORS
+        if floor in estimates
+    }
+    low, high = interval(value)
+    scores = score_draws(
+        value, ceiling, floors[metric.floor] if metric.floor else np.nan
+    )
+    score_low, score_high = interval(scores)
+    return {
+        "name": metric.name,
+        "title": metric.title,
+        "family": family,
+        "modality": modality,
+        "label": label,
+        "value": value[0],
+        "low": low,
+        "high": high,
+        "ceiling": ceiling[0],
+        "floors": floors,
+        "floor": metric.floor,
+        "score": scores[0],
+        "score_low": score_low,
+        "score_high": score_high,
+        "meaning": metric.meaning,
+    }
+
+
+def interval(draws: Floats) -> tuple[float, float]:
+    """Return the ends of the bootstrap interval around the first draw.
+
+    Resampled cells repeat each other, which biases many statistics (correlations fall,
+    distances shrink): the spread of the replicates is laid around the value itself.
+    """
+    replicates = draws[1:][np.isfinite(draws[1:])]
+    if len(replicates) < 2 or not np.isfinite(draws[0]):
+        return np.nan, np.nan
+    low, high = np.percentile(replicates - replicates.mean(), INTERVAL)
+    return float(draws[0] + low), float(draws[0] + high)
+
+
+def score_draws(value: Floats, ceiling: Floats, floor: float) -> Floats:
+    """Return ``(value - floor) / (ceiling - floor)`` for the value and every draw.
+
+    Draw ``b`` of value and ceiling share their resample of held-out cells. All nan when
+    the ceiling cannot be told from the floor.
+    """
+    undefined = np.full(1, np.nan)
+    if not np.isfinite([value[0], ceiling[0], floor]).all():
+        return undefined
+    apart = ceiling[0] - floor
+    error = np.nanstd(ceiling[1:]) if len(ceiling) > 2 else 0.0
+    if abs(apart) <= max(FEWEST_ERRORS_APART * error, 1e-12):
+        return undefined
+    n = min(len(value), len(ceiling))
+    centred = [
+        np.concatenate([of[:1], of[1:n] - np.nanmean(of[1:n]) + of[0]])
+        if n > 1
+        else of[:1]
+        for of in (value, ceiling)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores: Floats = (centred[0] - floor) / (centred[1] - floor)
+    return scores
+
+
+def _cross_modal_records(
+    compared: Comparison, sides: Mapping[str, Sides], seed: int
+) -> list[dict[str, Any]]:
+    """Return how the two modalities of a cell go together."""
+    names = list(sides)[:2]
+    first, second = (sides[name] for name in names)
+    results: dict[str, Estimates] = {}
+    others = [_others(compared, name, sides[name], seed) for name in names]
+    for (kind, one), (_, two) in zip(*others, strict=True):
+        n_resamples = 0 if kind in FLOORS else N_RESAMPLES
+        results[kind] = modalities.cross_modal_metrics(
+            make_pair(first.held_out, one, first.frame, n_resamples),
+            make_pair(second.held_out, two, second.frame, n_resamples),
+        )
+    return [
+        metric_record(
+            metric,
+            "modalities",
+            "+".join(names),
+            None,
+            {kind: of[metric.name] for kind, of in results.items()},
+        )
+        | {"n": len(first.generated), "space": metric.space}
+        for metric in modalities.METRICS
+    ]
+
+
+def _covariate_records(
+    compared: Comparison, sides: Sides, modality: str
+) -> list[dict[str, Any]]:
+    """Return how far further covariates of generated cells are confirmed."""
+    records = []
+    for name, of_sides in compared.covariates.items():
+        metric = Metric(
+            name=f"agreement_of_{name}",
+            title=f'agreement of "{name}" (1 is best)',
+            meaning=f'share of cells whose "{name}" a classifier trained on real '
+            "training cells confirms, as label_agreement",
+            space="components",
+            floor=None,
+            sees=frozenset(),
+        )
+        recogniser = use.fit_recogniser(
+            sides.frame.training.components, of_sides["training"]
+        )
+        estimates = {}
+        others = {"value": "generated", "ceiling": "control"}
+        for kind, side in others.items():
+            cells = sides.generated if kind == "value" else sides.control
+            pair = make_pair(sides.held_out, cells, sides.frame, N_RESAMPLES)
+            estimates[kind] = use.label_agreement(
+                recogniser, cells.components, of_sides[side], pair.draws.other
+            ).overall
+        record = metric_record(metric, "use", modality, None, estimates)
+        records.append(record | {"n": len(sides.generated), "space": metric.space})
+    return records
+
+
+def overall_score(records: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean over families of the mean pooled score, each within 0..1."""
+    by_family: dict[str, list[float]] = {}
+    for record in records:
+        score = record["score"]
+        if record["label"] is None and score is not None and np.isfinite(score):
+            by_family.setdefault(record["family"], []).append(
+                float(np.clip(score, 0, 1))
+            )
+    if not by_family:
+        return float("nan")
+    return float(np.mean([np.mean(scores) for scores in by_family.values()]))

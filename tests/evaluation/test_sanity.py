@@ -1,0 +1,192 @@
+"""The numbers are right where the answer is known, and see just what they claim to.
+
+Real cells in place of generated ones score 1. A floor scores 0. Each defect moves the
+metrics that claim to see it, no others, and the verdict names it. Copies of training
+cells are caught as such and by nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from cellgan.evaluation import report
+from cellgan.evaluation.catalogue import Defect
+from cellgan.evaluation.suite import FAMILIES, judge_cells
+from tests.evaluation.corruptions import DEFECTS, as_it_is, comparison
+from tests.evaluation.sides import population
+from tests.synthetic import SyntheticCells
+
+METRICS = {metric.name: metric for family in FAMILIES for metric in family.metrics}
+CLAIMED = 0.1
+"""A defect moves the score of a metric that claims to see it by at least this."""
+UNCLAIMED = 0.16
+"""And that of all others by at most this, or within their interval."""
+
+
+def part(cells: SyntheticCells, rows) -> SyntheticCells:
+    return SyntheticCells(cells.counts[rows], cells.labels[rows])
+
+
+@pytest.fixture(scope="module")
+def sides():
+    """Return training, held-out and generated cells of one population."""
+    cells = population(6000)
+    order = np.random.default_rng(0).permutation(6000)
+    return [part(cells, rows) for rows in np.split(order, [3600, 4800])]
+
+
+def judged(sides, spoil):
+    """Return pooled metric records, and the verdict with its findings."""
+    training, held_out, generated = sides
+    compared = comparison(training, held_out, spoil(generated))
+    found = judge_cells(compared, seed=0)
+    check = report.check_memorisation(compared, found.main, 0)
+    entry = report.entry(compared, found, check, seed=0)
+    records = {row["name"]: row for row in entry["metrics"] if row["label"] is None}
+    return records, entry
+
+
+@pytest.fixture(scope="module")
+def clean(sides):
+    return judged(sides, as_it_is)
+
+
+@pytest.fixture(scope="module", params=DEFECTS)
+def spoiled(request, sides):
+    return request.param, *judged(sides, DEFECTS[request.param])
+
+
+def test_real_cells_score_1_within_their_interval(clean):
+    records, _ = clean
+    scored = {name: row for name, row in records.items() if row["score"] is not None}
+    # intervals are of 95 %: 5 standard errors are 2.55 of their half-widths
+    missed = {
+        name: (row["score_low"], row["score"], row["score_high"])
+        for name, row in scored.items()
+        if not (
+            row["score"] + 2.55 * (row["score_low"] - row["score"])
+            <= 1
+            <= row["score"] + 2.55 * (row["score_high"] - row["score"])
+        )
+    }
+    assert missed == {}
+    assert len(scored) > 25
+
+
+def test_real_cells_are_called_close(clean):
+    _, entry = clean
+    assert entry["verdict"]["grade"] == "close"
+    assert not entry["memorisation"]["leaks"]
+    assert entry["overall"] > 0.95
+
+
+@pytest.mark.slow
+def test_defect_moves_the_metrics_that_claim_to_see_it(spoiled):
+    defect, records, _ = spoiled
+    blind = {
+        name: row["score"]
+        for name, row in records.items()
+        if defect in METRICS[name].sees
+        and row["score"] is not None
+        and row["score"] > 1 - CLAIMED
+    }
+    assert blind == {}
+
+
+@pytest.mark.slow
+def test_defect_moves_no_other_metric(spoiled):
+    defect, records, _ = spoiled
+    moved = {
+        name: (row["score"], row["score_high"])
+        for name, row in records.items()
+        if defect not in METRICS[name].sees
+        and row["score"] is not None
+        and row["score"] < 1 - UNCLAIMED
+        and row["score_high"] < 1
+    }
+    assert moved == {}
+
+
+NAMED = {
+    "missing_label": "no cells of type B were generated",
+    "library_size": "library sizes are wrong: the median is",
+    "dependence": "genes do not vary together within a label",
+    "weak_effects": "differences between labels are too small",
+    "noise_cells": "of the generated cells lie nowhere near a real one",
+}
+
+
+@pytest.mark.slow
+def test_verdict_names_the_defect(spoiled):
+    defect, _, entry = spoiled
+    assert any(NAMED[defect] in finding for finding in entry["verdict"]["findings"])
+    assert entry["verdict"]["grade"] != "close"
+
+
+def test_every_defect_is_known_and_tried():
+    assert set(DEFECTS) == set(NAMED) == set(get_args(Defect))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("floor", ["independent", "permuted", "label_means"])
+def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
+    from cellgan.evaluation.floors import floor_cells
+
+    training, held_out, generated = sides
+    counts = floor_cells(
+        floor,
+        training.counts,
+        training.labels,
+        generated.counts,
+        generated.labels,
+        seed=11,
+    )
+    compared = comparison(training, held_out, SyntheticCells(counts, generated.labels))
+    records = judge_cells(compared, seed=0).records
+    missed = {
+        row["name"]: row["score"]
+        for row in records
+        if row["label"] is None
+        and METRICS[row["name"]].floor == floor
+        and np.isfinite(row["score"])
+        and abs(row["score"]) > 0.1
+    }
+    assert missed == {}
+
+
+def copies_of(sides):
+    """Put training cells in the place of generated ones."""
+    training, held_out, _ = sides
+    rows = np.random.default_rng(1).permutation(len(training.labels))[:1200]
+    return [training, held_out, part(training, rows)]
+
+
+@pytest.mark.slow
+def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(sides):
+    records, entry = judged(copies_of(sides), as_it_is)
+    assert entry["memorisation"]["leaks"]
+    assert entry["verdict"]["grade"] == "leak"
+    assert all("memorised" in finding for finding in entry["verdict"]["findings"])
+    low = {
+        name: row["score"]
+        for name, row in records.items()
+        if row["score"] is not None and row["score"] < 0.9 and row["score_high"] < 1
+    }
+    assert low == {}
+
+
+def test_metric_without_claims_of_its_own_is_an_exception():
+    blind = {name for name, metric in METRICS.items() if not metric.sees}
+    assert blind <= {"zero_fraction_spearman"}
+
+
+def test_defects_change_nothing_but_generated_cells(sides):
+    training, held_out, generated = sides
+    before = [side.counts.copy() for side in sides]
+    for spoil in DEFECTS.values():
+        spoil(generated)
+    for side, counts in zip((training, held_out, generated), before, strict=True):
+        assert (side.counts != counts).nnz == 0
