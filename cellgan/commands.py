@@ -229,31 +229,26 @@ def augment(
 
 
 def estimate(experiment: Experiment) -> None:
-    """Tell the memory, disk and time that each stage needs, before anything runs.
+    """Tell the memory, disk and time that each action needs, before anything runs.
 
     The raw file is read and filtered (unless the experiment is processed), and some
-    steps of training are timed; nothing is written.
+    steps of training and some cells are timed; nothing is written.
     """
     if experiment.is_processed:
         experiment.check_frozen("input_ds")
-        manifest, n_values = experiment.manifest(), None
-        n_valid = manifest.split_sizes["valid"]
-    else:
-        from preprocessing.survey import survey  # noqa: PLC0415
 
-        manifest, n_values = survey(experiment)
-        n_valid = experiment.parameters.input_ds.split.valid_cells
+    from preprocessing.survey import survey  # noqa: PLC0415
+
+    manifest, n_values = survey(experiment)
 
     load_tensorflow()
-    from cellgan.estimate import (  # noqa: PLC0415
-        describe,
-        estimate_maps,
-        estimate_training,
-    )
+    from cellgan.estimate import describe, estimate_all  # noqa: PLC0415
 
-    stages = estimate_training(experiment.parameters, manifest)
-    maps = estimate_maps(experiment.parameters, n_valid)
-    log.info("%s", describe(experiment.name, manifest, n_values, stages, maps))
+    is_processed = experiment.is_processed
+    rows = estimate_all(
+        experiment.parameters, manifest, n_values, is_processed=is_processed
+    )
+    log.info("%s", describe(experiment.name, manifest, rows))
 
 
 def _with_data_source(

@@ -1,17 +1,19 @@
 """How much memory, disk and time an experiment takes, told before it runs.
 
-Steps are timed on this machine with the experiment's own model and batches of made-up
-cells; memory is what the process then holds. Everything else follows from the size of
-the data.
+Steps of training, and cells, are timed on this machine with the experiment's own model
+and made-up cells; memory is what the process then holds. Everything else follows from
+the size of the data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import resource
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -21,8 +23,9 @@ from cellgan.batches import CellBatch
 from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
 from cellgan.evaluation import plots
+from cellgan.generation import MOST_VALUES, piece_size
 from cellgan.manifest import RNA, DatasetManifest
-from cellgan.models.base import TrainingStage
+from cellgan.models.base import GenerationRequest, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training import CompiledSteps
 from cellgan.validation import PROJECTED_COMPONENTS
@@ -35,36 +38,53 @@ MAP_BYTES = 400_000
 KEPT_CHECKPOINTS = 3
 """Two that are kept and the one being written."""
 
-
 BYTES_PER_VALUE = 8
 """Of a sparse count in memory: value and column."""
 LIBRARIES = 600_000_000
 """Memory of the libraries that processing loads, in bytes (measured)."""
-PROCESSING_COPIES = 3
-"""Most memory of processing, as a multiple of the sparse counts (benchmarks/)."""
+PROCESSING_COPIES = 2
+"""Most memory of processing, as a multiple of the sparse counts (measured,
+benchmarks/processing_memory.py)."""
+PROCESSING_SECONDS = 3e-7
+"""Of one count, to read, filter and write it on one core (measured, the same)."""
+CLUSTERING_SECONDS = 8e-4
+"""Of one cell, on one core (measured, the same)."""
 DISK_BYTES_PER_VALUE = 5
 """Of a count in the compressed records and ``processed.h5ad`` together."""
+WRITTEN_BYTES_PER_VALUE = {"expression": 5.6, "counts": 3.2}
+"""Of a generated value in its compressed file (measured, benchmarks/generation.py)."""
+WRITING_SECONDS = 5e-7
+"""Of a generated value, to pack and write it on one core (measured, the same)."""
+
+MOST_COMPARED = 5000
+"""Cells of each side that a report compares, at most."""
+EVALUATION_SECONDS = 240.0
+"""Of a report on so many cells (measured, benchmarks/evaluate.py)."""
+EVALUATION_MEMORY = 4_000_000_000
+"""Of the same, in bytes, libraries included."""
 
 
 @dataclasses.dataclass(frozen=True)
-class StageEstimate:
-    """What one stage of training takes."""
+class Estimate:
+    """What one part of the work takes: a row of the table."""
 
-    stage: str
-    steps_per_second: float
-    hours: float
+    part: str
     memory: int
-    """Most memory of the process so far, in bytes, without the data."""
+    """Most memory of the process, in bytes; 0 if that of another row includes it."""
     disk: int
-    """Checkpoints, in bytes."""
-    n_parameters: int
-    """Numbers in the weights and the optimizer states."""
+    """In bytes."""
+    seconds: float
+    note: str = ""
 
 
-def estimate_training(
-    parameters: ExperimentParameters, manifest: DatasetManifest
-) -> list[StageEstimate]:
-    """Time some steps of every stage.
+def estimate_all(
+    parameters: ExperimentParameters,
+    manifest: DatasetManifest,
+    n_values: int | None,
+    *,
+    is_processed: bool,
+) -> list[Estimate]:
+    """Return what every part of the work takes, in its order.
 
     Parameters
     ----------
@@ -72,9 +92,46 @@ def estimate_training(
         Of the experiment.
     manifest
         The data set: its genes and labels fix the sizes of the networks.
+    n_values
+        Counts that are not zero; None when it is not known.
+    is_processed
+        Whether processing is done already, so that it needs no row.
     """
     strategy = distribution.make_strategy(parameters.training.distribution)
+    n_values = n_values or 0
+    # First, since a process does not give back all that training has taken.
+    generation = estimate_generation(parameters, manifest, n_values)
+    processing = estimate_processing(parameters, manifest, n_values)
+    return [
+        *([] if is_processed else [processing]),
+        *estimate_training(parameters, manifest, n_values, strategy),
+        *estimate_maps(parameters, manifest.split_sizes["valid"]),
+        *generation,
+        *estimate_evaluation(manifest),
+    ]
+
+
+def estimate_processing(
+    parameters: ExperimentParameters, manifest: DatasetManifest, n_values: int
+) -> Estimate:
+    """Tell what processing takes, by its numbers of counts and cells."""
+    seconds = PROCESSING_SECONDS * n_values
+    if parameters.input_ds.clustering.res is not None:
+        seconds += CLUSTERING_SECONDS * sum(manifest.split_sizes.values())
+    memory = LIBRARIES + PROCESSING_COPIES * BYTES_PER_VALUE * n_values
+    disk = DISK_BYTES_PER_VALUE * n_values
+    return Estimate("process", memory, disk, seconds)
+
+
+def estimate_training(
+    parameters: ExperimentParameters,
+    manifest: DatasetManifest,
+    n_values: int,
+    strategy: tf.distribute.Strategy,
+) -> list[Estimate]:
+    """Time some steps of every stage."""
     distribution.check_batch_size(parameters.training.batch_size, strategy)
+    forget_peak_memory()
     with strategy.scope():
         stages = models.build_model(parameters, manifest).stages()
     estimates = []
@@ -83,42 +140,95 @@ def estimate_training(
         rate = _steps_per_second(steps, made_up_batches(manifest, parameters, strategy))
         n_parameters = _count_parameters(stage)
         estimates.append(
-            StageEstimate(
-                stage=stage.name,
-                steps_per_second=rate,
-                hours=parameters.training.max_steps / rate / 3600,
-                memory=peak_memory(),
+            Estimate(
+                f"train, {stage.name}",
+                memory=peak_memory() + BYTES_PER_VALUE * n_values,
                 disk=4 * n_parameters * KEPT_CHECKPOINTS,
-                n_parameters=n_parameters,
+                seconds=parameters.training.max_steps / rate,
+                note=f"at {rate:.3g} steps/s, {n_parameters:,} numbers with optimizer "
+                f"states",
             )
         )
     return estimates
 
 
-def estimate_maps(
-    parameters: ExperimentParameters, n_cells: int
-) -> tuple[int, float, int]:
+def estimate_maps(parameters: ExperimentParameters, n_cells: int) -> list[Estimate]:
     """Time one map of validation and generated cells.
 
     Parameters
     ----------
     n_cells
         Validation cells; as many generated ones are drawn beside them.
-
-    Returns
-    -------
-    Number of maps, hours for all, and their bytes on disk.
     """
     training = parameters.training
     if n_cells == 0 or training.validation_freq <= 0:
-        return 0, 0.0, 0
+        return []
     n_maps = -(-training.max_steps // training.validation_freq)
     rng = np.random.default_rng(derive_seed(0, "made-up map"))
     points = rng.normal(size=(2 * n_cells, PROJECTED_COMPONENTS)).astype(np.float32)
     started = time.perf_counter()
     plots.embed(points, method=training.embedding, seed=0, log_components=False)
-    hours = n_maps * (time.perf_counter() - started) / 3600
-    return n_maps, hours, n_maps * MAP_BYTES
+    seconds = n_maps * (time.perf_counter() - started)
+    return [Estimate(f"train, {n_maps:,} maps", 0, n_maps * MAP_BYTES, seconds)]
+
+
+def estimate_generation(
+    parameters: ExperimentParameters, manifest: DatasetManifest, n_values: int
+) -> list[Estimate]:
+    """Time one piece of the cells that ``generation.cells_no`` asks for.
+
+    The cells of a model that is not trained are anything but sparse, so the size of
+    the file, and the time to write it, take generated cells to be as sparse as the
+    real ones.
+
+    Parameters
+    ----------
+    n_values
+        Counts of the real cells that are not zero; 0 when it is not known, and the
+        file then not counted.
+    """
+    n_cells = requested_cells(parameters, manifest)
+    if n_cells == 0:
+        return []
+    forget_peak_memory()
+    seconds = n_cells * _seconds_per_cell(parameters, manifest)
+    n_written = round(n_values / sum(manifest.split_sizes.values()) * n_cells)
+    kind = "counts" if parameters.generation.counts else "expression"
+    return [
+        Estimate(
+            "generate",
+            memory=peak_memory() + 4 * MOST_VALUES,  # a piece that is being written
+            disk=round(WRITTEN_BYTES_PER_VALUE[kind] * n_written),
+            seconds=seconds + WRITING_SECONDS * n_written,
+            note=f"for {n_cells:,} cells",
+        )
+    ]
+
+
+def estimate_evaluation(manifest: DatasetManifest) -> list[Estimate]:
+    """Tell what a report takes, by the number of held-out cells that it compares."""
+    n_held_out = manifest.split_sizes["test"] or manifest.split_sizes["valid"]
+    if n_held_out == 0:
+        return []
+    n_compared = min(n_held_out, MOST_COMPARED)
+    share = n_compared / MOST_COMPARED
+    return [
+        Estimate(
+            "evaluate",
+            memory=LIBRARIES + round(share * (EVALUATION_MEMORY - LIBRARIES)),
+            disk=0,
+            seconds=share * EVALUATION_SECONDS,
+            note=f"for {n_compared:,} held-out cells",
+        )
+    ]
+
+
+def requested_cells(parameters: ExperimentParameters, manifest: DatasetManifest) -> int:
+    """Return how many cells ``generation.cells_no`` asks for, of all labels."""
+    request = parameters.generation.cells_no
+    if isinstance(request, str):  # "like-data"
+        return manifest.split_sizes["train"]
+    return sum(request.values() if isinstance(request, Mapping) else request)
 
 
 def made_up_batches(
@@ -152,7 +262,30 @@ def peak_memory() -> int:
     """Return the most memory this process has held: of the GPU if it has one."""
     if tf.config.list_physical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` tell of the time from now on, where the system allows it."""
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _seconds_per_cell(
+    parameters: ExperimentParameters, manifest: DatasetManifest
+) -> float:
+    """Time the second of two pieces of generated cells: the first one compiles."""
+    model = models.build_model(parameters, manifest)
+    size = piece_size(len(manifest.features[RNA]))
+    codes = np.zeros(size, dtype=np.int32)
+    request = GenerationRequest({manifest.label: codes}, size, seed=0)
+    model.generate(request)
+    started = time.perf_counter()
+    model.generate(request)
+    return (time.perf_counter() - started) / size
 
 
 def _steps_per_second(steps: CompiledSteps, batches: Iterator[CellBatch]) -> float:
@@ -175,53 +308,20 @@ def _count_parameters(stage: TrainingStage) -> int:
 
 
 def describe(
-    name: str,
-    manifest: DatasetManifest,
-    n_values: int | None,
-    estimates: Sequence[StageEstimate],
-    maps: tuple[int, float, int],
+    name: str, manifest: DatasetManifest, estimates: Sequence[Estimate]
 ) -> str:
-    """Return the estimate as a table.
-
-    Parameters
-    ----------
-    n_values
-        Counts that are not zero; None when the experiment is processed already.
-    maps
-        What `estimate_maps` returns.
-    """
+    """Return the estimates as a table."""
     n_cells, n_genes = sum(manifest.split_sizes.values()), len(manifest.features[RNA])
     lines = [
         f"{name}: {n_cells:,} cells x {n_genes:,} genes on {distribution.devices()}",
         f"    {'':<22} {'memory':>10} {'disk':>10}   time",
     ]
-    if n_values is not None:
-        lines.append(
-            _row(
-                "process",
-                LIBRARIES + PROCESSING_COPIES * BYTES_PER_VALUE * n_values,
-                DISK_BYTES_PER_VALUE * n_values,
-                "",
-            )
-        )
     lines += [
-        _row(
-            f"train, {estimate.stage}",
-            estimate.memory + BYTES_PER_VALUE * (n_values or 0),
-            estimate.disk,
-            f"{_hours(estimate.hours)} at {estimate.steps_per_second:.3g} steps/s, "
-            f"{estimate.n_parameters:,} numbers with optimizer states",
-        )
-        for estimate in estimates
+        f"    {row.part:<22} {_bytes(row.memory):>10} {_bytes(row.disk):>10}   "
+        f"{_time(row.seconds)} {row.note}".rstrip()
+        for row in estimates
     ]
-    n_maps, hours, disk = maps
-    if n_maps:
-        lines.append(_row(f"train, {n_maps:,} maps", 0, disk, _hours(hours)))
     return "\n".join(lines)
-
-
-def _row(name: str, memory: int, disk: int, time: str) -> str:
-    return f"    {name:<22} {_bytes(memory):>10} {_bytes(disk):>10}   {time}".rstrip()
 
 
 def _bytes(number: int) -> str:
@@ -230,7 +330,7 @@ def _bytes(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
-def _hours(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{60 * hours:.0f} min" if hours >= 1 / 20 else f"{3600 * hours:.0f} s"
+def _time(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 180 else f"{seconds:.0f} s"

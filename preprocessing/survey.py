@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 
 from cellgan.experiment import Experiment
-from cellgan.manifest import SPLITS, DatasetManifest
+from cellgan.manifest import DatasetManifest
 from preprocessing.experiment_folder import make_manifest
-from preprocessing.process_raw import add_labels, filter_counts, read_counts
+from preprocessing.process_raw import (
+    add_labels,
+    add_splits,
+    filter_counts,
+    read_counts,
+)
 
 ASSUMED_CLUSTERS = 10
 """Clusters are not computed for a survey; the cost hardly depends on their number."""
 
 
 class Survey(NamedTuple):
-    """What is known of the data before they are processed."""
+    """What is known of the data of an experiment, processed or not."""
 
     manifest: DatasetManifest
-    """As processing would write it, with every cell in the training split."""
-    n_values: int
-    """Counts that are not zero, after filtering."""
+    """As processing has written it or would write it, but for clusters."""
+    n_values: int | None
+    """Counts that are not zero, after filtering; None if ``processed.h5ad`` is gone."""
 
 
 def survey(experiment: Experiment) -> Survey:
-    """Read and filter the raw file; write nothing.
+    """Look at a processed experiment, or read and filter its raw file; write nothing.
 
     Raises
     ------
     ConfigError, DataError
         As `preprocessing.process`.
     """
+    if experiment.is_processed:
+        return Survey(experiment.manifest(), _stored_values(experiment.processed_file))
     parameters = experiment.parameters.input_ds
     cells = filter_counts(read_counts(parameters), parameters.filtering)
     if parameters.clustering.res is None:
@@ -41,5 +50,12 @@ def survey(experiment: Experiment) -> Survey:
         codes = np.arange(cells.n_obs) % ASSUMED_CLUSTERS
         names = [str(code) for code in range(ASSUMED_CLUSTERS)]
         cells.obs[parameters.clustering.label] = pd.Categorical.from_codes(codes, names)
-    cells.obs["split"] = pd.Categorical(["train"] * cells.n_obs, categories=SPLITS)
+    add_splits(cells, parameters)
     return Survey(make_manifest(cells, parameters, shards={}), int(cells.X.nnz))
+
+
+def _stored_values(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    with h5py.File(path, "r") as file:
+        return int(file["X/data"].shape[0])

@@ -213,6 +213,8 @@ def test_estimate_tells_every_stage_and_writes_nothing(
         r"train, gan +[\d.]+ [MG]B +\d+ MB +.* at [\d.e+]+ steps/s", output
     )
     assert re.search(r"train, 2 maps +\d+ MB +\d+ (s|min)", output)
+    assert re.search(r"generate +[\d.]+ [MG]B +\d+ MB +\d+ s for 148 cells", output)
+    assert re.search(r"evaluate +\d+ MB +\d+ s for 58 held-out cells", output)
     assert not (tmp_path / "experiments").exists()
 
 
