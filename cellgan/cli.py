@@ -2,8 +2,9 @@
 
 ``python main.py`` and the console command ``cellgan`` are the same. Nothing heavy is
 imported before it is needed, so ``--help`` and every wrong parameter answer at once.
-Exit codes: 0 done; 2 something the user can put right, said in one message; 1 a bug,
-with its traceback; 130 interrupted.
+Exit codes: 0 done; 2 something the user can put right, said in one message; 3 training
+cells were copied (with ``--fail-on-leak``); 1 a bug, with its traceback; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ examples:
   cellgan --param parameters.json --estimate
   cellgan --generate --model_path experiments/pbmc --cells_no 1000 500 0 200
   cellgan --generate --model_path experiments/pbmc --cells_no "B cell=500" --counts
+  cellgan --evaluate --real held_out.h5ad --generated mine.h5ad theirs.h5ad
 """
 
 
@@ -54,6 +56,8 @@ def choose_gpus(gpus: Sequence[int]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     _check_options(options)
+    if options.real is not None:
+        return _evaluate_files(options)
     if options.param is None:
         return _run_on_model_folder(options)
     parameters = load_parameters(options.param)
@@ -75,16 +79,15 @@ def _run(options: argparse.Namespace) -> int:
     gpus = parameters.exp_param.GPU if uses_all else parameters.exp_param.GPU[:1]
     if queue.IN_QUEUE not in os.environ:  # the queue has chosen already
         choose_gpus(gpus)
-    _run_actions(experiment, options)
-    return 0
+    return _run_actions(experiment, options)
 
 
-def _run_actions(experiment: Experiment, options: argparse.Namespace) -> None:
+def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
     from cellgan import commands  # noqa: PLC0415
 
     if options.estimate:
         commands.estimate(experiment)
-        return
+        return 0
     if options.process:
         commands.process(experiment, overwrite=options.overwrite)
     if options.train:
@@ -97,18 +100,31 @@ def _run_actions(experiment: Experiment, options: argparse.Namespace) -> None:
             counts=options.counts,
             save_path=options.save_path,
         )
+    leaking = []
     if options.evaluate:
-        commands.evaluate(experiment, generated=options.save_path)
+        leaking = commands.evaluate(experiment, generated=options.save_path)
     if options.augment:
         commands.augment(
             experiment, options.augment, options.fractions, n_seeds=options.seeds
         )
+    return commands.LEAK if leaking and options.fail_on_leak else 0
 
 
 def _run_on_model_folder(options: argparse.Namespace) -> int:
-    experiment = Experiment.open(options.model_path)
-    _run_actions(experiment, options)
-    return 0
+    return _run_actions(Experiment.open(options.model_path), options)
+
+
+def _evaluate_files(options: argparse.Namespace) -> int:
+    from cellgan import commands  # noqa: PLC0415
+
+    leaking = commands.evaluate_files(
+        options.real,
+        options.generated,
+        options.report or Path("evaluation"),
+        label=options.label,
+        seed=options.seed or 0,
+    )
+    return commands.LEAK if leaking and options.fail_on_leak else 0
 
 
 def _print_config(experiments: Sequence[Experiment]) -> int:
@@ -147,7 +163,8 @@ def _check_options(options: argparse.Namespace) -> None:
             "--evaluate, or --augment, --estimate, --print-config."
         )
         raise ConfigError(msg)
-    if options.param is None and options.model_path is None:
+    _check_evaluation_options(options, wanted)
+    if options.param is None and options.model_path is None and options.real is None:
         msg = "--param is missing: give the parameter file, --param parameters.json."
         raise ConfigError(msg)
     if options.estimate and (wanted or options.augment):
@@ -162,6 +179,30 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConfigError(msg)
 
 
+def _check_evaluation_options(
+    options: argparse.Namespace, wanted: Sequence[str]
+) -> None:
+    if (options.real is None) != (options.generated is None):
+        msg = (
+            "--evaluate of files takes both --real FILE, of real cells, and "
+            "--generated FILE [FILE ...]; one of them is missing."
+        )
+        raise ConfigError(msg)
+    if options.real is not None and (wanted != ["evaluate"] or options.param):
+        msg = (
+            "--real and --generated go with --evaluate alone, without --param: with "
+            "a parameter file, an experiment's own cells are compared."
+        )
+        raise ConfigError(msg)
+    for name in ("label", "report"):
+        if getattr(options, name) is not None and options.real is None:
+            msg = f"--{name} goes with --evaluate --real FILE --generated FILE."
+            raise ConfigError(msg)
+    if options.fail_on_leak and not options.evaluate:
+        msg = "--fail-on-leak goes with --evaluate, which is not given."
+        raise ConfigError(msg)
+
+
 def _check_generation_options(
     options: argparse.Namespace, wanted: Sequence[str]
 ) -> None:
@@ -173,7 +214,7 @@ def _check_generation_options(
         "--cells_no": options.cells_no,
         "--counts": options.counts or None,
         "--save_path": options.save_path,
-        "--seed": options.seed,
+        "--seed": options.seed if options.real is None else None,
     }
     for name, value in generation.items():
         if value is not None and not options.generate:
@@ -197,9 +238,9 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
         )
         raise ConfigError(msg)
     arguments = ["--param", str(options.param)]
-    for name in (*ACTIONS, "estimate", "overwrite", "counts"):
+    for name in (*ACTIONS, "estimate", "overwrite", "counts", "fail_on_leak"):
         if getattr(options, name):
-            arguments.append(f"--{name}")
+            arguments.append(f"--{name.replace('_on_', '-on-')}")
     if options.cells_no:
         arguments += ["--cells_no", *options.cells_no]
     if options.seed is not None:
@@ -236,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_action_arguments(parser)
     _add_generation_arguments(parser)
+    _add_evaluation_arguments(parser)
     return parser
 
 
@@ -288,6 +330,30 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the cells go: .h5ad, .zarr or a 10x .mtx folder; by default "
         "generated/cells.h5ad of the experiment, replacing what is there",
+    )
+
+
+def _add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("evaluation").add_argument
+    add(
+        "--real",
+        type=Path,
+        metavar="FILE",
+        help="compare files that any tool made: real cells, .h5ad or .h5mu; an obs "
+        'column "split" (train, test) says what was trained on',
+    )
+    add("--generated", type=Path, nargs="+", metavar="FILE", help="generated cells")
+    add("--label", metavar="COLUMN", help="with --real: obs column to compare by")
+    add(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="with --real: folder of the report (evaluation)",
+    )
+    add(
+        "--fail-on-leak",
+        action="store_true",
+        help="exit with 3 when training cells were copied",
     )
 
 

@@ -19,6 +19,11 @@ from cellgan.start import load_tensorflow
 
 log = logging.getLogger(__name__)
 
+LEAK = 3
+"""Exit code of ``--fail-on-leak`` when training cells were copied."""
+LEADERBOARD = "leaderboard"
+"""Folder, beside the experiments, of the report on all of them."""
+
 
 def run_queue(
     experiments: Sequence[Experiment], gpus: Sequence[int], arguments: Sequence[str]
@@ -27,8 +32,8 @@ def run_queue(
 
     Returns
     -------
-    Exit code: 0 when all succeeded, 2 when each failure was one a user can put right,
-    1 otherwise. The failed ones are named at the end.
+    Exit code: 0 when all succeeded, 1 when one met a bug, else 2 when one met something
+    a user can put right, else 3 (`LEAK`). The failed ones are named at the end.
     """
     groups = queue.visible_gpus(gpus)
     if any(e.parameters.training.uses_all_gpus for e in experiments):
@@ -42,9 +47,12 @@ def run_queue(
         len(codes),
         f"; failed: {', '.join(failed)}" if failed else "",
     )
-    if not failed:
-        return 0
-    return 2 if all(codes[name] == 2 for name in failed) else 1
+    if "--evaluate" in arguments:
+        write_leaderboards(experiments)
+    ours = {2, LEAK}
+    if any(code not in ours for code in codes.values() if code):
+        return 1
+    return min((code for code in codes.values() if code), default=0)
 
 
 def process(experiment: Experiment, *, overwrite: bool = False) -> None:
@@ -175,20 +183,54 @@ def generate(
     )
 
 
-def evaluate(experiment: Experiment, *, generated: Path | None = None) -> None:
+def evaluate(experiment: Experiment, *, generated: Path | None = None) -> list[str]:
     """Compare generated with held-out cells and write the report.
 
     Parameters
     ----------
     generated
         File of the generated cells; by default where ``--generate`` puts them.
+
+    Returns
+    -------
+    Name of the experiment if its training cells were copied, else nothing.
     """
     experiment.manifest()  # not processed: said before anything is compared
     experiment.check_frozen("input_ds")
 
-    from cellgan import evaluation  # noqa: PLC0415
+    from cellgan.evaluation import report  # noqa: PLC0415
 
-    evaluation.evaluate(experiment, generated)
+    return report.leaking(report.evaluate(experiment, generated))
+
+
+def evaluate_files(
+    real: Path, generated: Sequence[Path], folder: Path, *, label: str | None, seed: int
+) -> list[str]:
+    """Compare files of generated cells, whoever made them, with one of real cells.
+
+    Returns
+    -------
+    Names of those whose training cells were copied.
+    """
+    from cellgan.evaluation import report  # noqa: PLC0415
+
+    return report.leaking(
+        report.evaluate_files(real, generated, folder, label=label, seed=seed)
+    )
+
+
+def write_leaderboards(experiments: Sequence[Experiment]) -> None:
+    """Put reports of experiments on the same data side by side."""
+    from cellgan.evaluation import report  # noqa: PLC0415
+
+    groups: dict[object, list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault(experiment.parameters.input_ds, []).append(experiment)
+    for group in groups.values():
+        folder = group[0].folder.parent / LEADERBOARD
+        if len(groups) > 1:
+            folder = folder / group[0].name
+        report.leaderboard(group, folder)
 
 
 def augment(

@@ -226,6 +226,16 @@ class GenerationParameters:
     """Turn library-size-normalised cells into integer counts."""
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationParameters:
+    """How ``--evaluate`` compares generated with held-out cells."""
+
+    max_cells: Annotated[int, Field(ge=10)] = 5000
+    """Cells of each side that are compared, at most."""
+    seed: int = 0
+    """Seed of the cells that are drawn, of folds, forests and resamples."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentParameters:
     """One entry of ``experiments``."""
@@ -234,6 +244,7 @@ class ExperimentParameters:
     training: TrainingParameters
     model: GanConfig
     generation: GenerationParameters
+    evaluation: EvaluationParameters = EvaluationParameters()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -307,6 +318,9 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
         model=_parse(MODEL_TYPES[model_type][0], model_block, f"{where}.model"),
         generation=_parse(
             GenerationParameters, block.get("generation", {}), f"{where}.generation"
+        ),
+        evaluation=_parse(
+            EvaluationParameters, block.get("evaluation", {}), f"{where}.evaluation"
         ),
     )
     return _resolve_library_size(experiment, where)

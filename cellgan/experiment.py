@@ -16,7 +16,8 @@ killed run leaves nothing half-written under a final name.
       job/TSNE/            maps of real and generated cells
       job/metrics.jsonl    one line per summary
       generated/           cells.h5ad
-      evaluation/          report.json and plots
+      evaluation/          report.html, report.json, metrics.csv, figures/
+      MODEL_CARD.md        data, training, metrics, limits
       augmentation/        tables and plots; one experiment folder per run of --augment
 """
 
@@ -110,6 +111,11 @@ class Experiment:
     def evaluation_folder(self) -> Path:
         """Report and figures of the evaluation."""
         return self.folder / "evaluation"
+
+    @property
+    def model_card_file(self) -> Path:
+        """What the model is, how good it is and whether it copies."""
+        return self.folder / "MODEL_CARD.md"
 
     @property
     def augmentation_folder(self) -> Path:

@@ -41,14 +41,16 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, An
     calls: list[tuple[str, str, dict[str, Any]]] = []
 
     def recorder(verb: str) -> Any:
-        def record(experiment: Experiment, *positional: Any, **options: Any) -> None:
+        def record(experiment: Experiment, *positional: Any, **options: Any) -> Any:
             if positional:
                 options["positional"] = positional
-            calls.append((verb, experiment.name, options))
+            calls.append((verb, getattr(experiment, "name", ""), options))
+            return ["one"] if verb.startswith("evaluate") else None
 
         return record
 
-    for verb in ("process", "train", "generate", "evaluate", "augment", "estimate"):
+    verbs = ("process", "train", "generate", "evaluate", "augment", "estimate")
+    for verb in (*verbs, "evaluate_files"):
         monkeypatch.setattr(commands, verb, recorder(verb), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     return calls
@@ -101,6 +103,32 @@ def test_evaluation_looks_at_what_was_just_saved(
     )
 
     assert called[1] == ("evaluate", "one", {"generated": tmp_path / "cells.h5ad"})
+
+
+def test_leak_is_an_exit_code_when_asked_for(
+    parameter_file: Path, called: list[Any]
+) -> None:
+    command = ("--param", parameter_file, "--experiment", "one", "--evaluate")
+
+    assert run(*command) == 0
+    assert run(*command, "--fail-on-leak") == 3
+    assert len(called) == 2
+
+
+def test_files_of_others_are_evaluated_without_a_parameter_file(
+    called: list[Any], tmp_path: Path
+) -> None:
+    run(
+        *("--evaluate", "--real", "a.h5ad", "--generated", "b.h5ad", "c.h5ad"),
+        *("--label", "cell_type", "--report", tmp_path, "--seed", 3),
+    )
+
+    assert called[0][0] == "evaluate_files"
+    assert called[0][2] == {
+        "label": "cell_type",
+        "seed": 3,
+        "positional": ([Path("b.h5ad"), Path("c.h5ad")], tmp_path),
+    }
 
 
 def test_model_path_needs_no_parameter_file(
@@ -183,6 +211,25 @@ WRONG = {
             *("--save_path", "cells.zarr"),
         ],
         r"cells\.zarr cannot be evaluated",
+    ),
+    "real cells alone": (
+        ["--evaluate", "--real", "a.h5ad"],
+        r"takes both --real FILE.*--generated FILE",
+    ),
+    "files and a parameter file": (
+        [
+            *("--param", "{file}", "--evaluate", "--real", "a.h5ad"),
+            *("--generated", "b.h5ad"),
+        ],
+        r"--real and --generated go with --evaluate alone",
+    ),
+    "label of an experiment": (
+        ["--param", "{file}", "--evaluate", "--label", "x"],
+        r"--label goes with --evaluate --real",
+    ),
+    "leak without evaluation": (
+        ["--param", "{file}", "--train", "--fail-on-leak"],
+        r"--fail-on-leak goes with --evaluate",
     ),
     "overwriting nothing": (
         ["--param", "{file}", "--train", "--overwrite"],

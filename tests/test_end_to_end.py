@@ -142,8 +142,20 @@ def test_generated_cells_are_like_the_training_cells_in_number_and_name(
 def test_report_has_a_ceiling_beside_every_value(experiment: Experiment) -> None:
     report = json.loads((experiment.evaluation_folder / "report.json").read_text())
 
-    assert all({"value", "ceiling"} <= set(row) for row in report["metrics"].values())
-    assert report["cells"]["held_out_split"] == "test"
+    (entry,) = report["experiments"].values()
+    pooled = [row for row in entry["metrics"] if row["label"] is None]
+    assert len(pooled) > 30
+    assert all(row["ceiling"] is not None for row in pooled if row["value"] is not None)
+    assert entry["cells"]["split"] == "test"
+
+
+def test_report_is_a_page_a_table_and_a_card(experiment: Experiment) -> None:
+    folder = experiment.evaluation_folder
+
+    assert "<html" in (folder / "report.html").read_text()
+    assert (folder / "metrics.csv").read_text().startswith("experiment,")
+    assert list((folder / "figures").glob("*.png"))
+    assert experiment.name in experiment.model_card_file.read_text()
 
 
 def test_same_command_again_does_nothing_new(experiment: Experiment) -> None:
