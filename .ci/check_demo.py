@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -24,30 +22,25 @@ def main() -> None:
     real = real[real.obs["split"] == "train"]
     made = anndata.read_h5ad(folder / "generated" / "cells.h5ad")
     report = json.loads((folder / "evaluation" / "report.json").read_text())
-    numbers = list(_numbers(report["metrics"]))
+    (entry,) = report["experiments"].values()
+    pooled = {row["name"]: row for row in entry["metrics"] if row["label"] is None}
 
     wanted = real.obs[label].value_counts().to_dict()
     _require(made.obs[label].value_counts().to_dict() == wanted, "numbers per label")
     _require(list(made.var_names) == list(real.var_names), "gene names")
     _require(made.obs_names.is_unique, "unique cell names")
     _require(bool(np.isfinite(made.X.data).all() and made.X.nnz), "finite expression")
-    _require(len(numbers) > 0 and all(map(math.isfinite, numbers)), "finite metrics")
-    agreement = report["metrics"]["label_agreement"]["value"]
+    scores = [row["score"] for row in pooled.values() if row["score"] is not None]
+    _require(len(scores) > 25 and all(map(math.isfinite, scores)), "scores")
+    _require(entry["memorisation"]["known"], "memorisation checked")
+    _require(not entry["memorisation"]["leaks"], "no training cell copied")
+    page = (folder / "evaluation" / "report.html").read_text()
+    _require(entry["verdict"]["headline"].split(":")[0] in page, "verdict on the page")
+    agreement = pooled["label_agreement"]["value"]
     _require(agreement > LEAST_AGREEMENT, f"label agreement {agreement:.2f}")
     events = list(folder.glob("job/*/logs/events*"))
     _require(any(file.stat().st_size > 0 for file in events), "TensorBoard events")
     _require(any(folder.glob("job/*/checkpoints/*")), "a checkpoint")
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _numbers(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner)
-    elif value is None or isinstance(value, int | float):
-        yield math.nan if value is None else value
 
 
 def _require(holds: bool, what: str) -> None:  # noqa: FBT001

@@ -106,7 +106,7 @@ def test_pins_are_exact_versions_without_host_or_path() -> None:
 
 
 def test_every_imported_library_is_a_requirement() -> None:
-    package_of = {"sklearn": "scikit-learn", "umap": "umap-learn"}
+    package_of = {"ot": "pot", "sklearn": "scikit-learn", "umap": "umap-learn"}
     ours = {"cellgan", "preprocessing", *sys.stdlib_module_names}
     modules = read_house()
 
