@@ -2,8 +2,8 @@
 
     python Misc/make_figures.py experiments/pbmc
 
-Copies the map, the gene comparison and the gene-gene correlations that `--train` and
-`--evaluate` drew, and draws the losses from ``job/metrics.jsonl``, into Misc/figures.
+Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
+losses from ``job/metrics.jsonl``, into Misc/figures.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ def main() -> None:
     last = experiment.parameters.training.max_steps
     copies = {
         "map_in_training.png": experiment.embedding_folder / f"step_{last}.png",
-        "map.png": experiment.evaluation_folder / "tsne.png",
-        "genes.png": experiment.evaluation_folder / "genes.png",
-        "correlations.png": experiment.evaluation_folder / "correlations.png",
+        "map.png": experiment.evaluation_folder / "figures" / "map.png",
+        "markers.png": experiment.evaluation_folder / "figures" / "markers.png",
     }
     for name, source in copies.items():
         shutil.copyfile(source, FIGURES / name)
