@@ -106,6 +106,50 @@ class RealCells:
         return Cut(np.sort(order[:n_kept]), np.sort(order[n_kept:]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One cut, and the experiment that is trained on what it leaves."""
+
+    derived: Experiment
+    label: str
+    fraction: float
+    seed: int
+    cut: Cut
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What tells this run from the others."""
+        return {
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "n_kept": len(self.cut.kept),
+            "n_added": len(self.cut.removed),
+        }
+
+    def stored_scores(self) -> dict[str, float] | None:
+        """Return the scores, or None if the run is another one or not finished."""
+        if not self._file.exists():
+            return None
+        stored = json.loads(self._file.read_text(encoding="utf-8"))
+        scores: dict[str, float] = stored.pop("f1")
+        return scores if stored == self._record else None
+
+    def store(self, scores: Mapping[str, float]) -> None:
+        """Finish the run."""
+        write_json(self._file, {**self._record, "f1": scores})
+
+    @property
+    def _file(self) -> Path:
+        return self.derived.evaluation_folder / "augmentation.json"
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """All that the scores depend on."""
+        parameters = as_json(self.derived.parameters)
+        blocks = {key: parameters[key] for key in ("input_ds", "model", "training")}
+        return {"label": self.label, **self.numbers, **blocks}
+
+
 def augment(
     experiment: Experiment,
     label: str,
@@ -166,36 +210,34 @@ def augment(
     processed = _read_processed(experiment)
     real = _real_cells(experiment, processed, manifest, label)
     name = _file_name(label, manifest.label_vocabulary.categories)
-    wanted = [(f, s) for f in dict.fromkeys(fractions) for s in dict.fromkeys(seeds)]
-    runs = []
-    for number, (fraction, seed) in enumerate(wanted, start=1):
-        cut = real.cut(fraction, seed)
-        derived = _derived(
-            experiment, f"{name}_fraction_{fraction:g}_seed_{seed}", seed
-        )
+    runs = [
+        _plan(experiment, name, real, fraction, seed)
+        for fraction in dict.fromkeys(fractions)
+        for seed in dict.fromkeys(seeds)
+    ]
+    rows = []
+    for number, run in enumerate(runs, start=1):
+        n_kept, n_removed = len(run.cut.kept), len(run.cut.removed)
         log.info(
             'augmentation of "%s", run %d of %d: %s, %d of %d cells kept',
             label,
             number,
-            len(wanted),
-            derived.name,
-            len(cut.kept),
-            len(cut.kept) + len(cut.removed),
+            len(runs),
+            run.derived.name,
+            n_kept,
+            n_kept + n_removed,
         )
-        record = _run_record(derived, label, fraction, seed, cut)
-        result_file = derived.evaluation_folder / "augmentation.json"
-        scores = _stored_scores(result_file, record)
+        scores = run.stored_scores()
         if scores is None:
-            if not derived.is_processed:
-                write_dataset(derived, _without(processed, cut.removed))
-            train(derived)
-            made = generate(
-                derived, {label: len(cut.removed)}, derive_seed(seed, "augmentation")
-            )
-            scores = _scores(real, cut, _expression(made, processed, manifest), seed)
-            write_json(result_file, {**record, "f1": scores})
-        runs.append({**_numbers(record), **scores})
-    return _write_report(experiment, name, real, runs)
+            if not run.derived.is_processed:
+                write_dataset(run.derived, _without(processed, run.cut.removed))
+            train(run.derived)
+            seed = derive_seed(run.seed, "augmentation")
+            made = generate(run.derived, {label: n_removed}, seed)
+            scores = _scores(real, run, _expression(made, processed, manifest))
+            run.store(scores)
+        rows.append({**run.numbers, **scores})
+    return _write_report(experiment, name, real, rows)
 
 
 def _check_request(
@@ -290,11 +332,13 @@ def _file_name(label: str, categories: Sequence[str]) -> str:
     return f"{names[code]}_{code}" if is_shared else names[code]
 
 
-def _derived(experiment: Experiment, name: str, seed: int) -> Experiment:
-    """Return the experiment that is trained on a cut.
+def _plan(
+    experiment: Experiment, name: str, real: RealCells, fraction: float, seed: int
+) -> Run:
+    """Return the run of a fraction and seed.
 
-    It starts from nothing: a checkpoint of a model that has seen the removed cells
-    would give them back.
+    Its experiment starts from nothing: a checkpoint of a model that has seen the
+    removed cells would give them back.
     """
     training = dataclasses.replace(
         experiment.parameters.training,
@@ -302,7 +346,10 @@ def _derived(experiment: Experiment, name: str, seed: int) -> Experiment:
         checkpoint=None,
     )
     parameters = dataclasses.replace(experiment.parameters, training=training)
-    return Experiment(experiment.augmentation_folder / name, parameters)
+    name = f"{name}_fraction_{fraction:g}_seed_{seed}"
+    folder = experiment.augmentation_folder / name
+    cut = real.cut(fraction, seed)
+    return Run(Experiment(folder, parameters), real.label, fraction, seed, cut)
 
 
 def _without(processed: anndata.AnnData, removed: Rows) -> anndata.AnnData:
@@ -315,36 +362,6 @@ def _without(processed: anndata.AnnData, removed: Rows) -> anndata.AnnData:
     return rest
 
 
-def _run_record(
-    derived: Experiment, label: str, fraction: float, seed: int, cut: Cut
-) -> dict[str, Any]:
-    """Return all that the scores of a run depend on, and its numbers of cells."""
-    parameters = as_json(derived.parameters)
-    return {
-        "label": label,
-        "fraction": fraction,
-        "seed": seed,
-        "n_kept": len(cut.kept),
-        "n_added": len(cut.removed),
-        "input_ds": parameters["input_ds"],
-        "model": parameters["model"],
-        "training": parameters["training"],
-    }
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in ("fraction", "seed", "n_kept", "n_added")}
-
-
-def _stored_scores(path: Path, record: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the scores of a finished run, or None if it is another or not finished."""
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    scores: dict[str, float] = stored.pop("f1")
-    return scores if stored == record else None
-
-
 def _expression(
     made: anndata.AnnData, processed: anndata.AnnData, manifest: DatasetManifest
 ) -> sp.csr_array:
@@ -354,10 +371,9 @@ def _expression(
     return log_expression(values, manifest.target_library_size)
 
 
-def _scores(
-    real: RealCells, cut: Cut, generated: sp.csr_array, seed: int
-) -> dict[str, float]:
+def _scores(real: RealCells, run: Run, generated: sp.csr_array) -> dict[str, float]:
     """Return the held-out F1 of the label for every strategy."""
+    cut, seed = run.cut, run.seed
     rng = np.random.default_rng(derive_seed(seed, "upsample", len(cut.kept)))
     repeated = rng.choice(cut.kept, size=len(cut.removed))
     reduced = np.setdiff1d(real.training, cut.removed)
