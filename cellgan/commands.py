@@ -10,12 +10,21 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cellgan import queue
 from cellgan.cell_requests import check_save_path, parse_cells_no
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
+
+if TYPE_CHECKING:
+    from tensorflow.data import Dataset
+    from tensorflow.distribute import Strategy
+
+    from cellgan.batches import DataSource
+    from cellgan.distribution import BatchesFrom
+    from cellgan.manifest import DatasetManifest
+    from cellgan.models.base import GenerativeModel, TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -80,26 +89,81 @@ def train(experiment: Experiment) -> None:
         experiment.check_frozen("model", "training")
 
     load_tensorflow()
-    from cellgan import batches, distribution, models, summaries  # noqa: PLC0415
-    from cellgan.checkpoints import StageCheckpoint  # noqa: PLC0415
-    from cellgan.training import Schedule, train_stage  # noqa: PLC0415
-    from cellgan.validation import Validation  # noqa: PLC0415
+    from cellgan import batches, distribution, models  # noqa: PLC0415
 
     training = experiment.parameters.training
     strategy = distribution.make_strategy(training.distribution)
     distribution.check_batch_size(training.batch_size, strategy)
-    is_chief = distribution.is_chief(strategy)
     log.info("%s: training on %s", experiment.name, distribution.devices())
     source = batches.choose_data_source(
         experiment.records_folder,
         manifest,
         distribution.common_data_source(strategy, training.data_source),
     )
-    if is_chief:
+    if distribution.is_chief(strategy):
         _with_data_source(experiment, source).freeze("model", "training")
+    batches_from = _training_batches(experiment, manifest, source)
+    with strategy.scope():
+        model = models.build_model(experiment.parameters, manifest)
+        stages = model.stages()
+    for stage in stages:
+        _train_stage(experiment, manifest, model, stage, batches_from, strategy)
+    log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
 
-    def batches_from(position: int, shard_index: int, n_shards: int) -> object:
-        return batches.training_batches(
+
+def _train_stage(
+    experiment: Experiment,
+    manifest: DatasetManifest,
+    model: GenerativeModel,
+    stage: TrainingStage,
+    batches_from: BatchesFrom,
+    strategy: Strategy,
+) -> None:
+    """Train one stage to the end, with its checkpoints, log and validation."""
+    from cellgan import distribution, summaries  # noqa: PLC0415
+    from cellgan.checkpoints import StageCheckpoint  # noqa: PLC0415
+    from cellgan.training import Schedule, train_stage  # noqa: PLC0415
+    from cellgan.validation import Validation  # noqa: PLC0415
+
+    training = experiment.parameters.training
+    is_chief = distribution.is_chief(strategy)
+    checkpoint = StageCheckpoint(
+        stage.trackables(),
+        experiment.checkpoints_folder(stage.name),
+        start_from=Path(training.checkpoint) if training.checkpoint else None,
+        is_chief=is_chief,
+    )
+    with summaries.RunLog(
+        experiment.name,
+        stage.name,
+        experiment.logs_folder(stage.name),
+        experiment.metrics_file,
+        is_chief=is_chief,
+    ) as run_log:
+        validation = Validation(
+            experiment, manifest, model, stage, run_log, is_chief=is_chief
+        )
+        train_stage(
+            stage,
+            batches_from,
+            Schedule.of(training),
+            checkpoint,
+            run_log,
+            validation,
+            strategy,
+        )
+
+
+def _training_batches(
+    experiment: Experiment, manifest: DatasetManifest, source: DataSource
+) -> BatchesFrom:
+    """Return what gives the training batches of an experiment, from any position on."""
+    from cellgan.batches import training_batches  # noqa: PLC0415
+
+    training = experiment.parameters.training
+
+    def batches_from(position: int, shard_index: int, n_shards: int) -> Dataset:
+        return training_batches(
             experiment.records_folder,
             manifest,
             batch_size=training.batch_size // n_shards,
@@ -110,36 +174,7 @@ def train(experiment: Experiment) -> None:
             source=source,
         )
 
-    with strategy.scope():
-        model = models.build_model(experiment.parameters, manifest)
-        stages = model.stages()
-    for stage in stages:
-        checkpoint = StageCheckpoint(
-            stage.trackables(),
-            experiment.checkpoints_folder(stage.name),
-            start_from=Path(training.checkpoint) if training.checkpoint else None,
-            is_chief=is_chief,
-        )
-        with summaries.RunLog(
-            experiment.name,
-            stage.name,
-            experiment.logs_folder(stage.name),
-            experiment.metrics_file,
-            is_chief=is_chief,
-        ) as run_log:
-            validation = Validation(
-                experiment, manifest, model, stage, run_log, is_chief=is_chief
-            )
-            train_stage(
-                stage,
-                batches_from,
-                Schedule.of(training),
-                checkpoint,
-                run_log,
-                validation,
-                strategy,
-            )
-    log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
+    return batches_from
 
 
 def generate(
