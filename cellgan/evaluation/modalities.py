@@ -6,19 +6,25 @@ of row ``i`` of the other. What links them is learned from real training cells.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from sklearn.cross_decomposition import PLSCanonical
+import numpy.typing as npt
 
 from cellgan.evaluation.catalogue import Metric
 from cellgan.evaluation.genes import pearson
 from cellgan.evaluation.pairs import Estimates, Pair, Side, weighted_means
 from cellgan.evaluation.space import Floats
 
+Components = npt.NDArray[np.floating]
+
 N_FEATURES = 100
 """Most variable genes and peaks that are correlated with each other."""
 N_SHARED = 10
 """Dimensions of the space that both modalities are brought into, at most."""
 FEWEST_CELLS = 20
+ROUNDED = 1e-9
+"""Variances that are a smaller part of the mean square are rounding errors."""
 ROWS_AT_ONCE = 1000
 
 METRICS = (
@@ -37,9 +43,9 @@ METRICS = (
         name="cross_modal_matching",
         title="cells closer than the true match (0.5 is chance)",
         meaning="share of cells whose ATAC is closer to a cell's RNA than its own, "
-        "mean over cells and both directions (FOSCTTM), in the space that partial "
-        f"least squares of real training cells shares (at most {N_SHARED} dimensions, "
-        "weighted by their correlation)",
+        "mean over cells and both directions (FOSCTTM), in the space that components "
+        f"of both modalities share in real training cells (at most {N_SHARED} "
+        "dimensions, weighted by their correlation)",
         space="shared space of both modalities",
         floor="permuted",
         sees=frozenset({"dependence"}),
@@ -62,6 +68,8 @@ def cross_modal_metrics(first: Pair, second: Pair) -> Estimates:
     Liu et al. (2019), Jointly Embedding Multiple Single-Cell Omics Measurements,
     section 3.2 (fraction of samples closer than the true match).
     """
+    if min(map(len, (first.real, first.other, first.frame.training))) < FEWEST_CELLS:
+        return {metric.name: np.full(len(first.draws), np.nan) for metric in METRICS}
     return {
         "cross_modal_correlation": correlation_agreement(first, second),
         "cross_modal_matching": matching(first, second),
@@ -89,40 +97,72 @@ def cross_correlations(first: Side, second: Side, multiplicity: Floats) -> Float
     x, y = (
         np.asarray(side.genes[:, :N_FEATURES], np.float64) for side in (first, second)
     )
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)  # small means, exact differences
+    of_x, of_y = (_moments(values, multiplicity) for values in (x, y))
     found = np.empty((len(multiplicity), x.shape[1], y.shape[1]))
     for draw, weights in enumerate(multiplicity):
         shares = weights / weights.sum()
-        centred = [values - shares @ values for values in (x, y)]
-        spreads = [np.sqrt(shares @ values**2) for values in centred]
-        scaled = [
-            values / np.where(spread > 0, spread, np.inf)
-            for values, spread in zip(centred, spreads, strict=True)
-        ]
-        found[draw] = (scaled[0] * shares[:, None]).T @ scaled[1]
+        products = (x * shares[:, None]).T @ y
+        found[draw] = products - np.outer(of_x.means[draw], of_y.means[draw])
+    found /= of_x.spreads[:, :, None]
+    found /= of_y.spreads[:, None, :]
     return found
+
+
+class _Moments(NamedTuple):
+    """Of every feature in every draw, ``(n_draws, n_features)``."""
+
+    means: Floats
+    spreads: Floats
+    """Standard deviations, infinite where there is no variance."""
+
+
+def _moments(values: Floats, multiplicity: Floats) -> _Moments:
+    means = weighted_means(multiplicity, values)
+    squares = weighted_means(multiplicity, values**2)
+    variances = squares - means**2
+    is_constant = variances <= ROUNDED * squares
+    return _Moments(means, np.sqrt(np.where(is_constant, np.inf, variances)))
 
 
 def matching(first: Pair, second: Pair) -> Floats:
     """Return the share of cells closer than the true match, one number per draw."""
-    training = first.frame.training.components, second.frame.training.components
-    n_shared = min(N_SHARED, *(values.shape[1] for values in training))
-    undefined = np.full(len(first.draws), np.nan)
-    if min(len(first.other), len(training[0])) < FEWEST_CELLS:
-        return undefined
-    shared = PLSCanonical(n_shared).fit(*training)
-    learned = np.array(shared.transform(*training))
-    spreads = learned.std(axis=1, keepdims=True)
-    # a dimension counts as much as the two modalities agree on it
-    weights = np.maximum((learned[0] * learned[1]).mean(axis=0) / spreads.prod(0), 0)
-    x, y = (
-        values * weights / np.where(spread > 0, spread, np.inf)
-        for values, spread in zip(
-            shared.transform(first.other.components, second.other.components),
-            spreads,
-            strict=True,
-        )
+    x, y = shared_space(
+        (first.frame.training.components, second.frame.training.components),
+        (first.other.components, second.other.components),
     )
     return weighted_means(first.draws.other, closer_than_match(x, y))
+
+
+def shared_space(
+    training: tuple[Components, Components], cells: tuple[Components, Components]
+) -> tuple[Floats, Floats]:
+    """Bring both modalities of cells into the space that training cells share.
+
+    Components are scaled to variance 1. The directions that go together are singular
+    vectors of their correlations, and count as much as they are correlated: components
+    being uncorrelated within a modality, these are canonical correlations.
+
+    Parameters
+    ----------
+    training, cells
+        Components of both modalities, ``(n_cells, n_components)``.
+
+    Returns
+    -------
+    Both modalities of `cells`, ``(n_cells, at most N_SHARED)``.
+    """
+    scaled = []
+    for learned, values in zip(training, cells, strict=True):
+        spread = learned.std(axis=0, dtype=np.float64)
+        spread = np.where(spread > 0, spread, np.inf)
+        centre = learned.mean(axis=0, dtype=np.float64)
+        scaled.append([(of - centre) / spread for of in (learned, values)])
+    (x_learned, x), (y_learned, y) = scaled
+    correlations = x_learned.T @ y_learned / len(x_learned)
+    left, strengths, right = np.linalg.svd(correlations, full_matrices=False)
+    weights = np.sqrt(strengths[:N_SHARED])
+    return x @ left[:, :N_SHARED] * weights, y @ right[:N_SHARED].T * weights
 
 
 def closer_than_match(first: Floats, second: Floats) -> Floats:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.spatial.distance import cdist
 
 from cellgan.evaluation.modalities import (
+    METRICS,
     closer_than_match,
     cross_correlations,
     cross_modal_metrics,
+    shared_space,
 )
 from cellgan.evaluation.pairs import Frame, Side, make_pair, make_side
 from cellgan.evaluation.space import fit_space, log_expression
@@ -85,6 +88,18 @@ def test_matching_of_identical_cells_is_0_and_of_reversed_ones_is_1():
     np.testing.assert_array_equal(ends, 1)
 
 
+def test_matching_counts_distances_in_both_directions_and_in_blocks():
+    rng = np.random.default_rng(6)
+    first = rng.normal(size=(1100, 3))
+    second = first * [1, 2, 0.5] + rng.normal(size=(1100, 3))
+    distances = cdist(first, second)
+    match = np.diagonal(distances)
+    closer = [(distances < match[:, None]).mean(axis=1)]
+    closer.append((distances < match).mean(axis=0))
+    expected = sum(closer) / 2 * 1100 / 1099
+    np.testing.assert_allclose(closer_than_match(first, second), expected, rtol=1e-9)
+
+
 def test_matching_with_a_constant_modality_is_chance():
     line = np.arange(10.0)[:, None]
     towards_constant = closer_than_match(np.zeros((10, 1)), np.zeros((10, 1)))
@@ -105,6 +120,91 @@ def test_cross_correlations_are_numpy_s_on_repeated_cells():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_few_cells_are_not_matched():
-    found = compare(two_modalities(2, 10))
-    assert np.isnan(found["cross_modal_matching"]).all()
+def test_a_feature_that_a_resample_leaves_constant_correlates_with_none():
+    first, second = two_modalities(3, 40)
+    counts = first.toarray()
+    counts[:, 4] = 0
+    counts[7, 4] = 3  # one cell alone has it
+    sides = [
+        make_side(sp.csr_matrix(values), np.full(40, ""), frame.space)
+        for values, frame in zip((counts, second), FRAMES, strict=True)
+    ]
+    column = int(np.flatnonzero(FRAMES[0].space.genes == 4)[0])
+    without = np.ones((2, 40))
+    without[1, 7] = 0
+    found = cross_correlations(*sides, without)
+    assert np.abs(found[0, column]).max() > 0
+    np.testing.assert_array_equal(found[1, column], 0)
+    assert np.abs(found).max() <= 1
+
+
+def test_identical_modalities_match_without_error():
+    frame, real, made = FRAMES[0], two_modalities(1)[0], two_modalities(2)[0]
+    sides = (make_side(x, np.full(N_CELLS, ""), frame.space) for x in (real, made))
+    pair = make_pair(*sides, frame, 0)
+    found = cross_modal_metrics(pair, pair)
+    assert found["cross_modal_matching"][0] == 0
+    assert found["cross_modal_correlation"][0] > 0.95
+
+
+def test_shared_space_finds_the_direction_that_modalities_share():
+    rng = np.random.default_rng(4)
+    shared, *alone = rng.normal(size=(3, 2000))
+    first = np.stack([9 * alone[0], 0.5 * shared], axis=1)
+    second = np.stack([shared + 7, 4 * alone[1]], axis=1)
+    x, y = shared_space((first, second), (first, second))
+    # singular values are about 1 and 0; 5 standard errors of a correlation
+    assert np.corrcoef(x[:, 0], y[:, 0])[0, 1] == pytest.approx(1, abs=1e-3)
+    assert abs(np.corrcoef(x[:, 0], shared)[0, 1]) == pytest.approx(1, abs=0.01)
+    assert x[:, 0].std() == pytest.approx(1, abs=0.01)
+    assert x[:, 1].std() < np.sqrt(5 / np.sqrt(2000))
+
+
+def test_shared_space_is_scaled_by_training_cells_alone():
+    rng = np.random.default_rng(7)
+    training = rng.normal(size=(2, 300, 4))
+    cells = rng.normal(size=(2, 50, 4))
+    first, _ = shared_space((training[0], training[1]), (cells[0], cells[1]))
+    moved, _ = shared_space((training[0], training[1]), (2 * cells[0] + 1, cells[1]))
+    assert np.abs(moved.mean(axis=0) - first.mean(axis=0)).max() > 0.05
+    np.testing.assert_allclose(moved.std(axis=0), 2 * first.std(axis=0), rtol=1e-9)
+
+
+def test_matching_is_weighted_by_draws():
+    pairs = [
+        make_pair(
+            make_side(real, np.full(N_CELLS, ""), frame.space),
+            make_side(made, np.full(N_CELLS, ""), frame.space),
+            frame,
+            5,
+        )
+        for frame, real, made in zip(
+            FRAMES, two_modalities(1), two_modalities(2), strict=True
+        )
+    ]
+    found = cross_modal_metrics(*pairs)["cross_modal_matching"]
+    x, y = shared_space(
+        tuple(frame.training.components for frame in FRAMES),
+        tuple(pair.other.components for pair in pairs),
+    )
+    shares = closer_than_match(x, y)
+    times = pairs[0].draws.other[3].astype(int)
+    assert found[3] == pytest.approx(np.repeat(shares, times).mean())
+
+
+def test_order_of_cells_does_not_matter():
+    order = np.random.default_rng(5).permutation(N_CELLS)
+    made = two_modalities(2)
+    first, second = compare(made), compare([values[order] for values in made])
+    for name, draws in first.items():
+        assert second[name][0] == pytest.approx(draws[0], rel=1e-6)
+
+
+def test_few_cells_are_undefined():
+    found = compare(two_modalities(2, 10), n_resamples=3)
+    for draws in found.values():
+        np.testing.assert_array_equal(draws, np.full(4, np.nan))
+
+
+def test_metrics_are_those_that_are_returned():
+    assert list(compare(two_modalities(2))) == [metric.name for metric in METRICS]
