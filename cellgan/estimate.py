@@ -56,12 +56,12 @@ WRITTEN_BYTES_PER_VALUE = {"expression": 5.6, "counts": 3.2}
 WRITING_SECONDS = 5e-7
 """Of a generated value, to pack and write it on one core (measured, the same)."""
 
-MOST_COMPARED = 5000
-"""Cells of each side that a report compares, at most."""
+MEASURED_CELLS = 5000
+"""Cells of each side in the report that has been measured (benchmarks/evaluate.py)."""
 EVALUATION_SECONDS = 240.0
-"""Of a report on so many cells (measured, benchmarks/evaluate.py)."""
+"""Of that report."""
 EVALUATION_MEMORY = 4_000_000_000
-"""Of the same, in bytes, libraries included."""
+"""Of that report, in bytes, libraries included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def estimate_all(
         *estimate_training(parameters, manifest, n_values, strategy),
         *estimate_maps(parameters, manifest.split_sizes["valid"]),
         *generation,
-        *estimate_evaluation(manifest),
+        *estimate_evaluation(parameters, manifest),
     ]
 
 
@@ -205,13 +205,15 @@ def estimate_generation(
     ]
 
 
-def estimate_evaluation(manifest: DatasetManifest) -> list[Estimate]:
+def estimate_evaluation(
+    parameters: ExperimentParameters, manifest: DatasetManifest
+) -> list[Estimate]:
     """Tell what a report takes, by the number of held-out cells that it compares."""
     n_held_out = manifest.split_sizes["test"] or manifest.split_sizes["valid"]
     if n_held_out == 0:
         return []
-    n_compared = min(n_held_out, MOST_COMPARED)
-    share = n_compared / MOST_COMPARED
+    n_compared = min(n_held_out, parameters.evaluation.max_cells)
+    share = n_compared / MEASURED_CELLS
     return [
         Estimate(
             "evaluate",

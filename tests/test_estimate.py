@@ -124,24 +124,26 @@ def test_peak_memory_is_that_since_it_was_forgotten():
 
 
 @pytest.mark.parametrize(
-    ("held_out", "n_compared", "minutes", "gigabytes"),
+    ("held_out", "most", "n_compared", "minutes", "gigabytes"),
     [
-        ({"test": 5000}, "5,000", 4, 4),
-        ({"test": 90_000, "valid": 3}, "5,000", 4, 4),
-        ({"valid": 2500}, "2,500", 2, 2.3),
+        ({"test": 5000}, 5000, "5,000", 4, 4),
+        ({"test": 90_000, "valid": 3}, 5000, "5,000", 4, 4),
+        ({"valid": 2500}, 5000, "2,500", 2, 2.3),
+        ({"test": 9000}, 2500, "2,500", 2, 2.3),
     ],
 )
-def test_evaluation_takes_what_its_held_out_cells_do(
-    manifest, held_out, n_compared, minutes, gigabytes
+def test_evaluation_takes_what_the_cells_it_compares_do(
+    manifest, held_out, most, n_compared, minutes, gigabytes
 ):
-    (row,) = estimate_evaluation(with_held_out(manifest, **held_out))
+    wanted = parameters(evaluation={"max_cells": most})
+    (row,) = estimate_evaluation(wanted, with_held_out(manifest, **held_out))
     assert row.note == f"for {n_compared} held-out cells"
     assert row.seconds == pytest.approx(60 * minutes)
     assert row.memory == pytest.approx(gigabytes * 1e9)
 
 
 def test_nothing_held_out_needs_neither_maps_nor_evaluation(manifest):
-    assert estimate_evaluation(manifest) == []
+    assert estimate_evaluation(parameters(), manifest) == []
     assert estimate_maps(parameters(), 0) == []
 
 
