@@ -27,8 +27,8 @@ UNCLAIMED = 0.16
 
 
 FLOOR = 0.2
-"""Two draws of one floor differ by less: a classifier trained on permuted cells guesses,
-and what it guesses depends on the draw, which no interval of test cells knows."""
+"""Two draws of one floor differ by less: a classifier trained on permuted cells guesses
+what depends on the draw, which no interval of test cells knows."""
 
 
 def part(cells: SyntheticCells, rows) -> SyntheticCells:
