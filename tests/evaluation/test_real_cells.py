@@ -1,0 +1,52 @@
+"""The sanity of the numbers on real cells, where genes have structure of many kinds."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+
+from cellgan.evaluation import classifiers
+from cellgan.evaluation.pairs import make_pair
+from cellgan.evaluation.suite import make_sides
+from tests.evaluation.corruptions import as_it_is, comparison
+from tests.evaluation.folders import permuted_genes
+from tests.synthetic import SyntheticCells
+
+pytestmark = [pytest.mark.slow, pytest.mark.realdata]
+
+
+def permuted(cells: SyntheticCells) -> SyntheticCells:
+    return SyntheticCells(permuted_genes(cells.counts), cells.labels)
+
+
+@pytest.fixture(scope="module")
+def parts(data_dir):
+    """Return PBMC: half to train on, a quarter held out, a quarter as generated."""
+    cells = anndata.read_h5ad(data_dir / "pbmc3k_raw.h5ad")
+    labels = np.asarray(cells.obs["cell_type"].astype(str))
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    cuts = [cells.n_obs // 2, 3 * cells.n_obs // 4]
+    return [
+        SyntheticCells(cells.X[rows], labels[rows]) for rows in np.split(order, cuts)
+    ]
+
+
+def aucs(parts, spoil) -> dict[str, float]:
+    training, held_out, generated = parts
+    compared = comparison(training, held_out, spoil(generated))
+    sides = make_sides(compared, compared.modalities["rna"], seed=0)
+    pair = make_pair(sides.held_out, sides.generated, sides.frame, 0)
+    found = classifiers.classifiers_metrics(pair)
+    return {name: float(draws[0]) for name, draws in found.items()}
+
+
+def test_real_cells_are_not_told_from_real_cells(parts):
+    # about 600 cells a side: the standard error of an AUC is 0.016
+    assert all(abs(auc - 0.5) < 0.08 for auc in aucs(parts, as_it_is).values())
+
+
+def test_cells_with_permuted_genes_are_told_from_real_cells(parts):
+    found = aucs(parts, permuted)
+    assert found["forest_auc_genes"] > 0.9
+    assert found["forest_auc_components"] > 0.9
