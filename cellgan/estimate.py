@@ -56,12 +56,12 @@ WRITTEN_BYTES_PER_VALUE = {"expression": 5.6, "counts": 3.2}
 WRITING_SECONDS = 5e-7
 """Of a generated value, to pack and write it on one core (measured, the same)."""
 
-MEASURED_CELLS = 5000
-"""Cells of each side in the report that has been measured (benchmarks/evaluate.py)."""
+LIMITED_CELLS = 5000
+"""Cells of each side that the limits below are for (benchmarks/evaluate.py)."""
 EVALUATION_SECONDS = 240.0
-"""Of that report."""
+"""Most that such a report may take on two cores: a limit, not a measurement."""
 EVALUATION_MEMORY = 4_000_000_000
-"""Of that report, in bytes, libraries included."""
+"""Most memory of such a report, in bytes: a limit too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def estimate_evaluation(
     if n_held_out == 0:
         return []
     n_compared = min(n_held_out, parameters.evaluation.max_cells)
-    share = n_compared / MEASURED_CELLS
+    share = n_compared / LIMITED_CELLS
     return [
         Estimate(
             "evaluate",
