@@ -26,9 +26,9 @@ UNCLAIMED = 0.16
 """And that of all others by at most this, or within their interval."""
 
 
-FLOOR = 0.2
-"""Two draws of one floor differ by less: a classifier trained on permuted cells guesses
-what depends on the draw, which no interval of test cells knows."""
+FLOOR = {"train_on_generated_f1": 0.2}
+"""Two draws of a floor differ by less, by 0.1 where nothing is said: a classifier that is
+trained on permuted cells guesses, and no interval of test cells knows what."""
 
 
 def part(cells: SyntheticCells, rows) -> SyntheticCells:
@@ -163,7 +163,7 @@ def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
         if row["label"] is None
         and METRICS[row["name"]].floor == floor
         and np.isfinite(row["score"])
-        and abs(row["score"]) > FLOOR
+        and abs(row["score"]) > FLOOR.get(row["name"], 0.1)
         and not is_within(0, row)
     }
     assert missed == {}
