@@ -27,7 +27,7 @@ UNCLAIMED = 0.16
 
 
 FLOOR = {"train_on_generated_f1": 0.2}
-"""Two draws of a floor differ by less, by 0.1 where nothing is said: a classifier that is
+"""Two draws of a floor differ by less, by 0.1 where nothing is said: a classifier
 trained on permuted cells guesses, and no interval of test cells knows what."""
 
 
