@@ -123,6 +123,8 @@ class InputParameters:
     """Where counts are: ``"X"``, ``"raw"``, the name of a layer, or ``"auto"``: the
     first of X, raw and the layer ``"counts"`` that holds counts."""
     clustering: ClusteringParameters = ClusteringParameters()
+    covariates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """obs columns that cells carry besides the label, which may be among them."""
     filtering: FilteringParameters = FilteringParameters()
     scale: str = "normalize_per_cell_LS_20000"
     split: SplitParameters = SplitParameters()
@@ -142,7 +144,16 @@ class InputParameters:
             known = ", ".join(BUILTIN_PREFIX + known for known in BUILTIN_DATASETS)
             msg = f'raw_input is "{self.raw_input}"; embedded data sets are: {known}'
             raise ValueError(msg)
+        for covariate in self.covariates:
+            if self.covariates.count(covariate) > 1:
+                msg = f'covariates name "{covariate}" twice'
+                raise ValueError(msg)
         return self
+
+    @property
+    def other_covariates(self) -> tuple[str, ...]:
+        """`covariates` without the label, by name."""
+        return tuple(sorted({*self.covariates} - {self.clustering.label}))
 
     @property
     def target_library_size(self) -> int:

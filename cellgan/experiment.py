@@ -40,7 +40,12 @@ from cellgan.config import (
     read_json,
 )
 from cellgan.errors import ConfigError, DataError
-from cellgan.manifest import CovariateVocabulary, DatasetManifest, read_manifest
+from cellgan.manifest import (
+    Combination,
+    CovariateVocabulary,
+    DatasetManifest,
+    read_manifest,
+)
 
 UNFROZEN = (
     "checkpoint",
@@ -272,6 +277,11 @@ def reference_manifest(block: Mapping[str, Any], where: str) -> DatasetManifest:
         cells_per_category={split: {"cluster": per_split[split]} for split in splits},
         library_sizes={"rna": tuple(() for _ in categories)},
         shards={},
+        combinations=tuple(
+            Combination({"cluster": code}, n_cells, {}, {}, {})
+            for code, n_cells in enumerate(per_split["train"])
+            if n_cells
+        ),
     )
 
 

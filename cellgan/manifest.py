@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cellgan.errors import DataError, did_you_mean
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "valid", "test")
 RNA = "rna"
 LIBRARY_SIZE_QUANTILES = 1001
-"""At most this many quantiles of the library sizes are kept per category."""
+"""At most this many quantiles of the library sizes are kept per category, and at most
+this many cells' library sizes per combination of categories."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,55 @@ class CovariateVocabulary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Combination:
+    """Training cells that agree in all covariates: who they are, and how large.
+
+    Everything about library sizes is empty for records of normalised values.
+    """
+
+    codes: Mapping[str, int]
+    """covariate -> code."""
+    n_cells: int
+    """Number of training cells, at least 1."""
+    log_mean: Mapping[str, float]
+    """modality -> mean natural logarithm of the cells' library sizes."""
+    log_sd: Mapping[str, float | None]
+    """modality -> its sample standard deviation; None for a single cell."""
+    library_sizes: Mapping[str, tuple[float, ...]]
+    """modality -> library sizes of some of the cells (of all when there are few),
+    evenly spaced and ascending by RNA library size. The same cells in the same
+    order in every modality, so that RNA and ATAC sizes can be drawn together."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Combination:
+        """Build a combination from its fields as JSON stores them."""
+        return cls(
+            codes=document["codes"],
+            n_cells=document["n_cells"],
+            log_mean=document["log_mean"],
+            log_sd=document["log_sd"],
+            library_sizes=_tuples(document["library_sizes"]),
+        )
+
+
+class LogMoments(NamedTuple):
+    """Moments of the natural logarithms of some library sizes."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation (ddof 1); None of a single cell."""
+    smallest: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DatasetManifest:
     """What training and generation need to know of a processed data set."""
 
     features: Mapping[str, tuple[str, ...]]
     """Feature names by modality, in column order; ``features["rna"]`` are the genes."""
     covariates: Mapping[str, CovariateVocabulary]
+    """The label first, then the others by name."""
     label: str
     """The covariate that cscGAN is conditioned on; a key of `covariates`."""
     target_library_size: int
@@ -81,6 +125,9 @@ class DatasetManifest:
     sizes are unknown."""
     shards: Mapping[str, int]
     """Record file -> number of cells in it."""
+    combinations: tuple[Combination, ...] = ()
+    """The combinations of covariates that training cells have, by codes: that of the
+    label first, then those of the others in the order of `covariates`."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -123,8 +170,8 @@ class DatasetManifest:
             return cls(
                 features=_tuples(document["features"]),
                 covariates={
-                    name: CovariateVocabulary(tuple(categories))
-                    for name, categories in document["covariates"].items()
+                    name: CovariateVocabulary(tuple(document["covariates"][name]))
+                    for name in _label_first(document["covariates"], document["label"])
                 },
                 label=document["label"],
                 target_library_size=document["target_library_size"],
@@ -139,6 +186,9 @@ class DatasetManifest:
                     for modality, by_label in document["library_sizes"].items()
                 },
                 shards=document["shards"],
+                combinations=tuple(
+                    map(Combination.from_json, document["combinations"])
+                ),
             )
         except KeyError as error:
             msg = f"the field {error} is missing. Run --process again."
@@ -175,6 +225,71 @@ def library_size_quantiles(sizes: npt.ArrayLike) -> tuple[float, ...]:
     if len(ordered) > LIBRARY_SIZE_QUANTILES:
         ordered = np.quantile(ordered, np.linspace(0, 1, LIBRARY_SIZE_QUANTILES))
     return tuple(ordered.tolist())
+
+
+def log_moments(library_sizes: npt.ArrayLike) -> LogMoments:
+    """Return the moments of the logarithms of positive library sizes, at least one."""
+    logarithms = np.log(np.asarray(library_sizes, dtype=np.float64))
+    sd = float(logarithms.std(ddof=1)) if len(logarithms) > 1 else None
+    smallest, largest = float(logarithms.min()), float(logarithms.max())
+    return LogMoments(float(logarithms.mean()), sd, smallest, largest)
+
+
+def find_combinations(
+    codes: Mapping[str, npt.NDArray[np.integer[Any]]],
+    library_sizes: Mapping[str, npt.NDArray[np.floating[Any]]],
+) -> tuple[Combination, ...]:
+    """Return the combinations of categories that some cells have, by codes.
+
+    Parameters
+    ----------
+    codes
+        ``[covariate]`` ``(n_cells,)``, at least one; combinations are in the order of
+        the first covariate's codes, then of the second's, and so on.
+    library_sizes
+        ``[modality]`` ``(n_cells,)``, positive, RNA among them; empty if unknown.
+    """
+    distinct, combination_of, n_cells = np.unique(
+        np.stack(list(codes.values()), axis=1),
+        axis=0,
+        return_inverse=True,
+        return_counts=True,
+    )
+    order = np.argsort(combination_of, kind="stable")
+    groups = np.split(order, np.cumsum(n_cells)[:-1])
+    return tuple(
+        _combination(
+            dict(zip(codes, row, strict=True)),
+            {modality: sizes[cells] for modality, sizes in library_sizes.items()},
+            len(cells),
+        )
+        for row, cells in zip(distinct.tolist(), groups, strict=True)
+    )
+
+
+def _combination(
+    codes: Mapping[str, int],
+    library_sizes: Mapping[str, npt.NDArray[np.floating[Any]]],
+    n_cells: int,
+) -> Combination:
+    n_kept = min(n_cells, LIBRARY_SIZE_QUANTILES)
+    kept = np.rint(np.linspace(0, n_cells - 1, n_kept)).astype(np.int64)
+    if library_sizes:
+        kept = np.argsort(library_sizes[RNA], kind="stable")[kept]
+    moments = {name: log_moments(sizes) for name, sizes in library_sizes.items()}
+    return Combination(
+        codes=codes,
+        n_cells=n_cells,
+        log_mean={name: found.mean for name, found in moments.items()},
+        log_sd={name: found.sd for name, found in moments.items()},
+        library_sizes={
+            name: tuple(sizes[kept].tolist()) for name, sizes in library_sizes.items()
+        },
+    )
+
+
+def _label_first(names: Iterable[str], label: str) -> list[str]:
+    return sorted(names, key=lambda name: (name != label, name))
 
 
 def _tuples(lists: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:

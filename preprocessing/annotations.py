@@ -64,8 +64,19 @@ def as_text(column: pd.Series) -> npt.NDArray[Any]:
     )
 
 
-def label_categories(labels: npt.NDArray[Any], name: str) -> tuple[str, ...]:
+def label_categories(
+    labels: npt.NDArray[Any], name: str, where: str
+) -> tuple[str, ...]:
     """Return the labels that occur, in natural order ("2" before "10").
+
+    Parameters
+    ----------
+    labels
+        Text of each cell, ``(n_cells,)``; ``""`` where there is none.
+    name
+        The column they are of.
+    where
+        The parameter that names the column.
 
     Raises
     ------
@@ -84,7 +95,7 @@ def label_categories(labels: npt.NDArray[Any], name: str) -> tuple[str, ...]:
         msg = (
             f'obs column "{name}": {len(categories)} values in {len(labels)} cells, so '
             f"it does not group them (found: {', '.join(categories[:3])}, ...).\n"
-            f"    Choose another column with input_ds.clustering.key."
+            f"    Choose another column with {where}."
         )
         raise DataError(msg)
     return categories

@@ -27,6 +27,7 @@ from cellgan.manifest import (
     SPLITS,
     CovariateVocabulary,
     DatasetManifest,
+    find_combinations,
     library_size_quantiles,
 )
 from cellgan.seeds import derive_seed
@@ -49,6 +50,8 @@ class ProcessingSummary(NamedTuple):
     """Non-zero counts kept."""
     label: str
     cells_per_label: Mapping[str, int]
+    cells_per_covariate: Mapping[str, Mapping[str, int]]
+    """Of the covariates besides the label."""
     split_sizes: Mapping[str, int]
     bytes_on_disk: Mapping[str, int]
     """``processed.h5ad`` and ``TF_records``."""
@@ -85,6 +88,7 @@ def write_experiment(
                     cells,
                     staged.records_folder,
                     label=parameters.clustering.label,
+                    covariates=parameters.other_covariates,
                     record_values=parameters.record_values,
                     target_library_size=parameters.target_library_size,
                     seed=derive_seed(parameters.split.seed, "shards"),
@@ -145,40 +149,56 @@ def make_manifest(
     cells: ad.AnnData, parameters: InputParameters, shards: Mapping[str, int]
 ) -> DatasetManifest:
     """Describe the processed cells for training and generation."""
-    name = parameters.clustering.label
-    label, split = cells.obs[name], cells.obs["split"]
-    categories = tuple(label.cat.categories)
+    label = parameters.clustering.label
+    names = (label, *parameters.other_covariates)
+    covariates = {name: cells.obs[name] for name in names}
+    split = cells.obs["split"]
     in_train = (split == "train").to_numpy()
-    library_sizes = cells.obs["n_counts"].to_numpy()
+    library_sizes = {RNA: cells.obs["n_counts"].to_numpy()}
     return DatasetManifest(
         features={RNA: tuple(cells.var_names)},
-        covariates={name: CovariateVocabulary(categories)},
-        label=name,
+        covariates={
+            name: CovariateVocabulary(tuple(column.cat.categories))
+            for name, column in covariates.items()
+        },
+        label=label,
         target_library_size=parameters.target_library_size,
         record_values=parameters.record_values,
         split_sizes=split_sizes(cells),
         cells_per_category={
-            part: {name: tuple(label[split == part].value_counts(sort=False).tolist())}
+            part: {
+                name: tuple(column[split == part].value_counts(sort=False).tolist())
+                for name, column in covariates.items()
+            }
             for part in SPLITS
         },
         library_sizes={
-            RNA: tuple(
+            modality: tuple(
                 library_size_quantiles(
-                    library_sizes[in_train & (label == category).to_numpy()]
+                    sizes[in_train & (covariates[label] == category).to_numpy()]
                 )
-                for category in categories
+                for category in covariates[label].cat.categories
             )
+            for modality, sizes in library_sizes.items()
         },
         shards=dict(shards),
+        combinations=find_combinations(
+            {
+                name: column.cat.codes.to_numpy()[in_train]
+                for name, column in covariates.items()
+            },
+            {
+                modality: sizes[in_train]
+                for modality, sizes in library_sizes.items()
+                if parameters.record_values == "counts"
+            },
+        ),
     )
 
 
 def describe(summary: ProcessingSummary) -> str:
     """Return the summary as a table of a few lines."""
-    labels = list(summary.cells_per_label.items())
-    sizes = ", ".join(f"{name} ({number:,})" for name, number in labels[:SHOWN_LABELS])
-    n_more = len(labels) - SHOWN_LABELS
-    more = f", and {n_more} more" if n_more > 0 else ""
+    covariates = {summary.label: summary.cells_per_label, **summary.cells_per_covariate}
     splits = summary.split_sizes
     filled = summary.n_values / (summary.shape_after[0] * summary.shape_after[1])
     megabytes = (
@@ -189,13 +209,22 @@ def describe(summary: ProcessingSummary) -> str:
         "cells": f"{summary.shape_after[0]:,} of {summary.shape_before[0]:,}",
         "genes": f"{summary.shape_after[1]:,} of {summary.shape_before[1]:,}",
         "counts": f"from {summary.source}, {filled:.1%} not zero",
-        summary.label: f"{len(labels)} values: {sizes}{more}",
+        **{name: _values(numbers) for name, numbers in covariates.items()},
         "split": ", ".join(f"{name} {splits[name]:,}" for name in SPLITS),
         "on disk": ", ".join(megabytes),
         "seconds": f"{sum(summary.seconds.values()):.1f}: {phases}",
     }
     width = max(map(len, rows))
     return "\n".join(f"    {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _values(cells_per_category: Mapping[str, int]) -> str:
+    """List the categories of a covariate with their numbers of cells."""
+    numbers = list(cells_per_category.items())
+    sizes = ", ".join(f"{name} ({number:,})" for name, number in numbers[:SHOWN_LABELS])
+    n_more = len(numbers) - SHOWN_LABELS
+    more = f", and {n_more} more" if n_more > 0 else ""
+    return f"{len(numbers)} values: {sizes}{more}"
 
 
 def split_sizes(cells: ad.AnnData) -> dict[str, int]:

@@ -82,10 +82,15 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         del raw
     with timed(seconds, "label"):
         add_labels(cells, parameters)
+        add_covariates(cells, parameters)
     with timed(seconds, "split"):
         add_splits(cells, parameters)
     sizes = write_experiment(experiment, cells, seconds)
     label = cells.obs[parameters.clustering.label]
+    others = {
+        name: cells.obs[name].value_counts(sort=False).to_dict()
+        for name in parameters.other_covariates
+    }
     summary = ProcessingSummary(
         source=source,
         shape_before=shape_before,
@@ -93,6 +98,7 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         n_values=cells.X.nnz,
         label=parameters.clustering.label,
         cells_per_label=label.value_counts(sort=False).to_dict(),
+        cells_per_covariate=others,
         split_sizes=split_sizes(cells),
         bytes_on_disk=sizes,
         seconds=seconds,
@@ -107,26 +113,15 @@ def read_counts(parameters: InputParameters) -> RawCells:
     Raises
     ------
     ConfigError
-        If `parameters` name a layer the file does not have, or as label a column of
-        ours.
+        If `parameters` name a layer the file does not have, or as label or covariate
+        a column of ours.
     DataError
         If the file cannot be read, lacks a column, or holds no counts where they
         should be.
     """
-    clustering, split = parameters.clustering, parameters.split
-    if clustering.label in OUR_COLUMNS:
-        msg = (
-            f'input_ds.clustering: key is "{clustering.label}", a column that we '
-            f"write. Give the labels another name in the raw file."
-        )
-        raise ConfigError(msg)
-    columns = {}
-    if clustering.res is None:
-        columns["input_ds.clustering.key"] = clustering.label
-    if split.by is not None:
-        columns["input_ds.split.by"] = split.by
-    with open_raw_file(parameters.raw_input, tuple(columns.values())) as raw:
-        for where, column in columns.items():
+    columns = _columns(parameters)
+    with open_raw_file(parameters.raw_input, tuple(columns)) as raw:
+        for column, where in columns.items():
             require_column(raw.obs, column, where)
         name, counts = _choose_counts(parameters, raw)
         var = raw.matrices[name].var
@@ -191,13 +186,27 @@ def add_labels(cells: ad.AnnData, parameters: InputParameters) -> None:
     name = clustering.label
     if clustering.res is None:
         labels = as_text(cells.obs[name])
-        categories = label_categories(labels, name)
+        categories = label_categories(labels, name, "input_ds.clustering.key")
     else:
         if name in cells.obs.columns:
             logger.info('obs column "%s" of the raw file is replaced', name)
         labels = cluster_cells(cells.X, clustering.res, clustering.method, seed=0)
         categories = tuple(natsorted(set(labels)))
     cells.obs[name] = pd.Categorical(labels, categories=categories)
+
+
+def add_covariates(cells: ad.AnnData, parameters: InputParameters) -> None:
+    """Make the covariates besides the label categoricals of text, as labels are.
+
+    Raises
+    ------
+    DataError
+        If a column does not suit.
+    """
+    for name in parameters.other_covariates:
+        values = as_text(cells.obs[name])
+        categories = label_categories(values, name, "input_ds.covariates")
+        cells.obs[name] = pd.Categorical(values, categories=categories)
 
 
 def add_splits(cells: ad.AnnData, parameters: InputParameters) -> None:
@@ -213,6 +222,26 @@ def add_splits(cells: ad.AnnData, parameters: InputParameters) -> None:
     by = None if split.by is None else as_text(cells.obs[split.by])
     splits = assign_splits(label.codes.to_numpy(), tuple(label.categories), split, by)
     cells.obs["split"] = pd.Categorical(splits, categories=SPLITS)
+
+
+def _columns(parameters: InputParameters) -> dict[str, str]:
+    """Return the obs columns that must be there, and the parameter that names each."""
+    clustering, split = parameters.clustering, parameters.split
+    ours = dict.fromkeys(parameters.other_covariates, "covariates name")
+    ours[clustering.label] = "clustering: key is"
+    for column in OUR_COLUMNS:
+        if column in ours:
+            msg = (
+                f'input_ds.{ours[column]} "{column}", a column that we write. Give it '
+                f"another name in the raw file."
+            )
+            raise ConfigError(msg)
+    columns = dict.fromkeys(parameters.other_covariates, "input_ds.covariates")
+    if split.by is not None:
+        columns[split.by] = "input_ds.split.by"
+    if clustering.res is None:
+        columns[clustering.label] = "input_ds.clustering.key"
+    return columns
 
 
 def _choose_counts(

@@ -13,6 +13,7 @@ from cellgan.experiment import Experiment
 from cellgan.manifest import DatasetManifest
 from preprocessing.experiment_folder import make_manifest
 from preprocessing.process_raw import (
+    add_covariates,
     add_labels,
     add_splits,
     filter_counts,
@@ -50,6 +51,7 @@ def survey(experiment: Experiment) -> Survey:
         codes = np.arange(cells.n_obs) % ASSUMED_CLUSTERS
         names = [str(code) for code in range(ASSUMED_CLUSTERS)]
         cells.obs[parameters.clustering.label] = pd.Categorical.from_codes(codes, names)
+    add_covariates(cells, parameters)
     add_splits(cells, parameters)
     return Survey(make_manifest(cells, parameters, shards={}), int(cells.X.nnz))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def write_tfrecords(
     folder: Path,
     *,
     label: str,
+    covariates: Sequence[str] = (),
     record_values: str,
     target_library_size: int,
     seed: int,
@@ -46,6 +47,8 @@ def write_tfrecords(
         Processed cells: X is canonical CSR float32 counts without empty rows; obs holds
         the categorical `label`, ``"split"`` and ``"n_genes"``; obs_names are barcodes.
         The code of a label is its position among the categories.
+    covariates
+        Other categoricals of obs that the records hold.
     record_values
         ``"counts"``, or ``"normalized"`` for the values of the reference: scaled to
         `target_library_size`.
@@ -69,13 +72,15 @@ def write_tfrecords(
     """
     folder.mkdir(parents=True, exist_ok=True)
     scale = target_library_size if record_values == "normalized" else None
-    n_labels = len(adata.obs[label].cat.categories)
-    schema = RecordSchema(adata.n_vars, label, {label: n_labels})
+    n_categories = {
+        name: len(adata.obs[name].cat.categories) for name in (label, *covariates)
+    }
+    schema = RecordSchema(adata.n_vars, label, n_categories)
     rows_of = assign_files(adata.obs["split"], seed)
 
     def write(file: str) -> None:
         blocks = (
-            _cells(adata, rows_of[file][start : start + BLOCK_CELLS], label, scale)
+            _cells(adata, rows_of[file][start : start + BLOCK_CELLS], schema, scale)
             for start in range(0, len(rows_of[file]), BLOCK_CELLS)
         )
         write_shard(folder / file, _counted(blocks, bar), schema)
@@ -116,7 +121,10 @@ def assign_files(splits: Iterable[str], seed: int) -> dict[str, npt.NDArray[np.i
 
 
 def _cells(
-    adata: ad.AnnData, rows: npt.NDArray[np.int64], label: str, scale: int | None
+    adata: ad.AnnData,
+    rows: npt.NDArray[np.int64],
+    schema: RecordSchema,
+    scale: int | None,
 ) -> CellRecords:
     obs = adata.obs.iloc[rows]
     values = adata.X[rows]
@@ -130,7 +138,9 @@ def _cells(
         barcodes=obs.index.tolist(),
         genes_no=obs["n_genes"].to_numpy(np.int64),
         count_no=totals.astype(np.int64),
-        codes={label: obs[label].cat.codes.to_numpy(np.int32)},
+        codes={
+            name: obs[name].cat.codes.to_numpy(np.int32) for name in schema.n_categories
+        },
     )
 
 

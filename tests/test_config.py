@@ -127,6 +127,18 @@ def test_label_is_the_column_when_key_is_given_without_res(tmp_path: Path) -> No
     assert (clustering.res, clustering.label) == (None, "cell_type")
 
 
+def test_covariates_besides_the_label_are_in_one_order(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        lambda e: e["input_ds"].update(
+            clustering={"key": "cell_type"}, covariates=["sex", "cell_type", "donor"]
+        ),
+    )
+
+    parameters = load_parameters(path).experiments["pbmc"].input_ds
+    assert parameters.other_covariates == ("donor", "sex")
+
+
 WRONG = {
     "misspelt key": (
         lambda e: e["training"].update(critic_iter=5),
@@ -206,6 +218,14 @@ WRONG = {
             by="donor", test_values=["1"], valid_values=["1"]
         ),
         r'"1" is in both',
+    ),
+    "a covariate named twice": (
+        lambda e: e["input_ds"].update(covariates=["donor", "sex", "donor"]),
+        r'input_ds: covariates name "donor" twice',
+    ),
+    "a covariate without a name": (
+        lambda e: e["input_ds"].update(covariates=[""]),
+        r'input_ds\.covariates: "" found, expected',
     ),
     "missing input": (
         lambda e: e["input_ds"].pop("raw_input"),

@@ -177,6 +177,10 @@ def test_manifest_of_a_reference_folder_counts_realised_cells(
     assert manifest.cells_per_category["train"]["cluster"] == (40, 27, 5)
     assert manifest.features["rna"] == ("0", "1", "2", "3")
     assert (manifest.record_values, manifest.target_library_size) == ("normalized", 100)
+    assert [
+        (combination.codes["cluster"], combination.n_cells, combination.log_mean)
+        for combination in manifest.combinations
+    ] == [(0, 40, {}), (1, 27, {}), (2, 5, {})]
 
 
 def test_manifest_of_a_reference_folder_names_what_is_missing() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellgan.errors import DataError
+from cellgan.manifest import CovariateVocabulary
 from preprocessing.annotations import (
     as_text,
     label_categories,
@@ -49,7 +50,14 @@ def test_as_text_writes_labels_as_a_reader_would(values, expected):
 
 def test_label_categories_are_in_natural_order():
     labels = np.array(["10", "2", "1", "NK", "B 10", "B 9"] * 4, dtype=object)
-    assert label_categories(labels, "x") == ("1", "2", "10", "B 9", "B 10", "NK")
+    assert label_categories(labels, "x", "here") == (
+        "1",
+        "2",
+        "10",
+        "B 9",
+        "B 10",
+        "NK",
+    )
 
 
 def test_missing_labels_are_counted():
@@ -58,15 +66,25 @@ def test_missing_labels_are_counted():
         r'obs column "kind": 2 of 7 cells have no value.\n.*for example "unknown"'
     )
     with pytest.raises(DataError, match=expected):
-        label_categories(labels, "kind")
+        label_categories(labels, "kind", "here")
+
+
+@pytest.mark.parametrize("covariate", ["cell_type", "batch"])
+def test_codes_are_those_of_the_reference(reference_dir, covariate):
+    with np.load(reference_dir / "cfgen.npz") as stored:
+        values = stored[f"in/loader/{covariate}"].astype(object)
+        codes = stored[f"out/loader/codes_{covariate}"]
+    categories = label_categories(values, covariate, "here")
+    assert CovariateVocabulary(categories).encode(values).tolist() == codes.tolist()
 
 
 def test_column_of_different_values_is_no_label():
     labels = np.array([str(i) for i in range(30)], dtype=object)
     with pytest.raises(
-        DataError, match=r'"barcode": 30 values in 30 cells, so it does'
+        DataError,
+        match=r'(?s)"barcode": 30 values in 30 cells, so it does.*another .* with here',
     ):
-        label_categories(labels, "barcode")
+        label_categories(labels, "barcode", "here")
 
 
 def test_missing_column_is_answered_with_the_nearest_and_all():

@@ -174,6 +174,70 @@ def test_manifest_holds_library_sizes_of_training_cells_by_label(make_experiment
         assert list(manifest.library_sizes["rna"][code]) == expected
 
 
+def add_donors(adata: ad.AnnData, tmp_path: Path) -> None:
+    """Write the raw file again, with numbered donors, and sexes."""
+    adata.obs["donor"] = np.arange(N_CELLS) % 11
+    adata.obs["sex"] = np.where(np.arange(N_CELLS) % 2, "f", "m")
+    raw_files.h5ad_csr(adata, tmp_path)
+
+
+def test_covariates_reach_processed_file_records_and_manifest(
+    make_experiment, adata, tmp_path
+):
+    add_donors(adata, tmp_path)
+    experiment = make_experiment(covariates=["sex", "cell_type", "donor"])
+    preprocessing.process(experiment)
+    obs, manifest = read_processed(experiment).obs, experiment.manifest()
+    assert list(manifest.covariates) == ["cell_type", "donor", "sex"]
+    donors = tuple(str(donor) for donor in range(11))
+    assert manifest.covariates["donor"].categories == donors
+    assert tuple(obs["donor"].cat.categories) == donors
+    expected = adata.obs.loc[obs.index]
+    assert obs["donor"].tolist() == expected["donor"].astype(str).tolist()
+    for split in ("train", "valid", "test"):
+        table = obs[obs["split"] == split]
+        for name, numbers in manifest.cells_per_category[split].items():
+            sizes = table[name].value_counts(sort=False)
+            assert numbers == tuple(sizes[list(manifest.covariates[name].categories)])
+    for file in experiment.records_folder.iterdir():
+        shard = read_shard(file, manifest)
+        found = manifest.covariates["donor"].decode(shard.codes["donor"])
+        assert found.tolist() == obs.loc[shard.barcodes, "donor"].tolist()
+
+
+def test_combinations_are_those_of_training_cells(make_experiment, adata, tmp_path):
+    add_donors(adata, tmp_path)
+    experiment = make_experiment(
+        covariates=["donor"],
+        split={"by": "donor", "test_values": ["3"], "valid_cells": 20},
+    )
+    preprocessing.process(experiment)
+    obs, manifest = read_processed(experiment).obs, experiment.manifest()
+    groups = obs[obs["split"] == "train"].groupby(
+        ["cell_type", "donor"], observed=True
+    )["n_counts"]
+    logs = groups.apply(np.log).groupby(level=[0, 1], observed=True)
+    codes = [
+        tuple(
+            manifest.covariates[name].encode([category])[0] for name, category in each
+        )
+        for each in (
+            zip(("cell_type", "donor"), key, strict=True) for key in groups.groups
+        )
+    ]
+    assert manifest.covariates["donor"].categories[3] == "3"
+    assert 3 not in {donor for _, donor in codes}
+    found = {tuple(each.codes.values()): each for each in manifest.combinations}
+    assert list(found) == sorted(codes)
+    assert [each.n_cells for each in found.values()] == groups.size().tolist()
+    sizes = [list(each.library_sizes["rna"]) for each in found.values()]
+    assert sizes == [sorted(group) for _, group in groups]
+    means = [each.log_mean["rna"] for each in found.values()]
+    np.testing.assert_allclose(means, logs.mean())
+    sds = [each.log_sd["rna"] for each in found.values()]
+    np.testing.assert_allclose(np.array(sds, dtype=float), logs.std())
+
+
 def test_shards_hold_every_cell_once(make_experiment):
     experiment = make_experiment()
     preprocessing.process(experiment)
@@ -218,7 +282,10 @@ def test_normalized_records_sum_to_the_scale_and_the_processed_file_holds_counts
     np.testing.assert_allclose(
         values, counts / counts.sum(axis=1, keepdims=True) * 1000, rtol=1e-5
     )
-    assert experiment.manifest().record_values == "normalized"
+    manifest = experiment.manifest()
+    assert manifest.record_values == "normalized"
+    assert [each.library_sizes for each in manifest.combinations] == [{}] * 3
+    assert [each.log_mean for each in manifest.combinations] == [{}] * 3
 
 
 def test_clusters_are_strings_by_falling_size(make_experiment):
@@ -437,6 +504,26 @@ WRONG = {
     "label of names": ({"clustering": {"key": "name"}}, "does not group them"),
     "label missing": ({"clustering": {"key": "partial"}}, "have no value"),
     "label of ours": ({"clustering": {"key": "split"}}, 'key is "split"'),
+    "absent covariate": (
+        {"covariates": ["celltype"]},
+        r'input_ds.covariates: no obs column "celltype". Did you mean "cell_type"',
+    ),
+    "covariate of names": (
+        {"covariates": ["name"]},
+        r'(?s)"name": 119 values in 119 cells, .*another column with input_ds.covar',
+    ),
+    "covariate of numbers": (
+        {"covariates": ["total"]},
+        r'"total": 119 values in 119 cells, so it does not group them \(found: 0.5,',
+    ),
+    "covariate missing": (
+        {"covariates": ["partial"]},
+        r'(?s)"partial": 60 of 119 cells have no value.*for example "unknown"',
+    ),
+    "covariate of ours": (
+        {"covariates": ["n_counts"]},
+        'input_ds.covariates name "n_counts", a column that we write',
+    ),
     "harsh filter": ({"filtering": {"min_genes": 99}}, "leave 0 of 120 cells"),
     "default split": ({"split": {}}, "Set valid_cells to 23 "),
     "absent donor": (
@@ -460,6 +547,7 @@ def test_wrong_input_is_refused_and_leaves_nothing(
 ):
     adata.obs["name"] = adata.obs_names
     adata.obs["split"] = "a"
+    adata.obs["total"] = np.arange(N_CELLS) + 0.5
     adata.obs["partial"] = ["a", None] * (N_CELLS // 2)
     raw_files.h5ad_csr(adata, tmp_path)
     with pytest.raises(CellganError, match=message):
@@ -522,6 +610,15 @@ def test_summary_tells_cells_genes_labels_splits_and_bytes(make_experiment, capl
     assert "train 8" in caplog.text
 
 
+def test_summary_tells_the_categories_of_every_covariate(
+    make_experiment, adata, tmp_path, caplog
+):
+    add_donors(adata, tmp_path)
+    with caplog.at_level(logging.INFO, "preprocessing"):
+        preprocessing.process(make_experiment(covariates=["sex"]))
+    assert "sex        2 values: f (60), m (59)" in caplog.text
+
+
 def test_parameters_file_is_json_with_sorted_keys(make_experiment):
     experiment = make_experiment()
     preprocessing.process(experiment)
@@ -570,6 +667,26 @@ def test_pbmc3k_with_its_own_labels(make_experiment, data_dir):
     sizes = read_processed(experiment).obs["cell_type"].value_counts().to_dict()
     assert sizes["Naive CD4 T"] == 697
     assert sizes["Platelet"] == 14
+
+
+@pytest.mark.realdata
+def test_donors_of_the_kang_data_are_a_covariate(make_experiment, data_dir):
+    experiment = make_experiment(
+        raw_input=str(data_dir / "kang_ctrl_pbmc_8donors_raw.h5ad"),
+        covariates=["donor"],
+        split={"by": "donor", "test_values": ["1488"], "valid_cells": 800},
+    )
+    preprocessing.process(experiment)
+    obs, manifest = read_processed(experiment).obs, experiment.manifest()
+    donors = ("101", "107", "1015", "1016", "1039", "1244", "1256", "1488")
+    assert manifest.covariates["donor"].categories == donors
+    assert manifest.cells_per_category["train"]["donor"][-1] == 0
+    trained = obs[obs["split"] == "train"]
+    assert len(manifest.combinations) == len(
+        trained[["cell_type", "donor"]].drop_duplicates()
+    )
+    assert sum(each.n_cells for each in manifest.combinations) == len(trained)
+    assert obs["donor"].value_counts()["1015"] == 2738
 
 
 @pytest.mark.realdata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.errors import DataError
+from cellgan.manifest import CovariateVocabulary
 from cellgan.records import RECORD_FILES, concatenate, read_shard
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 from tests.records_folder import annotated_cells, make_records
@@ -40,6 +42,35 @@ def test_every_cell_is_read_back_from_the_files_of_its_split(tmp_path: Path) -> 
         ["train"] * 10 + ["valid", "test"], [manifest.shards[f] for f in RECORD_FILES]
     )
     assert splits.tolist() == ordered.obs["split"].tolist()
+
+
+def test_covariates_besides_the_label_are_in_the_records(tmp_path: Path) -> None:
+    cells = annotated_cells(n_cells=50, n_genes=20, n_valid=6, n_test=4)
+    donors = [f"donor {row % 7}" for row in range(cells.n_obs)]
+    cells.obs["donor"] = pd.Categorical(donors)
+    other = make_records(tmp_path / "other", n_cells=50, n_genes=20)
+    manifest = dataclasses.replace(
+        other.manifest,
+        covariates={
+            **other.manifest.covariates,
+            "donor": CovariateVocabulary(tuple(cells.obs["donor"].cat.categories)),
+        },
+        shards={},
+    )
+
+    shards = write_tfrecords(
+        cells,
+        tmp_path,
+        label="cluster",
+        covariates=["donor"],
+        record_values="counts",
+        target_library_size=1000,
+        seed=0,
+    )
+
+    read = concatenate([read_shard(tmp_path / file, manifest) for file in shards])
+    expected = cells.obs.loc[read.barcodes, "donor"].tolist()
+    assert manifest.covariates["donor"].decode(read.codes["donor"]).tolist() == expected
 
 
 def test_training_cells_are_dealt_to_ten_files_as_by_the_reference() -> None:
