@@ -42,6 +42,8 @@ MEMORY_SHARE = 0.4
 as much again for a moment."""
 BYTES_PER_VALUE = 8
 ENDLESS = 2**62
+GATHERED_BATCHES = 16
+"""Prepared batches gathered at once: a call costs more than the gathering itself."""
 
 # AutoGraph would spend half a second on rewriting functions that have no branches.
 as_it_is = tf.autograph.experimental.do_not_convert
@@ -79,8 +81,9 @@ class TrainingCells(NamedTuple):
     """The training cells of one source."""
 
     n_cells: int
-    of_epoch: Callable[[tf.Tensor], tf.data.Dataset]
-    """The cells of an epoch, one by one, as `as_batch` takes them."""
+    batched: Callable[[int, int, int], tf.data.Dataset]
+    """``batched(first_epoch, n_seen, batch_size)``: full batches, as `as_batch` takes
+    them, from cell `n_seen` of an epoch on, endless."""
     as_batch: Callable[[tf.Tensor], CellBatch]
 
 
@@ -128,18 +131,64 @@ def training_batches(  # noqa: PLR0913 -- what, in which order, whose share
         training cells. All files are read once before this returns.
     """
     files = split_files(folder, manifest, "train")
-    key = derive_seed(seed, "order of cells")
+    key = _order_key(seed)
     cells = (_in_memory if source == "memory" else _on_disk)(files, manifest, key)
     n_cells = _require_cells(cells.n_cells, folder, "train")
     first_epoch, n_seen = divmod(position * batch_size, n_cells)
     return (
-        tf.data.Dataset.range(first_epoch, ENDLESS)
-        .flat_map(cells.of_epoch)
-        .skip(n_seen)
-        .batch(batch_size, drop_remainder=True)
+        cells.batched(first_epoch, n_seen, batch_size)
         .shard(n_shards, shard_index)
         .map(cells.as_batch, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def prepared_batches(
+    cells: CellBatch,
+    *,
+    batch_size: int,
+    seed: int,
+    position: int = 0,
+    shard_index: int = 0,
+    n_shards: int = 1,
+) -> tf.data.Dataset:
+    """Return training batches of cells that are prepared already, endless, always full.
+
+    For a stage that trains on what an earlier one made of the cells, such as latents,
+    computed once. The order is that of `training_batches` from memory: of the same
+    seed, batch ``k`` holds the same rows, given that row ``i`` of `cells` is that of
+    cell ``i`` of ``evaluation_batches(folder, manifest, "train", ...)``.
+
+    Parameters
+    ----------
+    cells
+        Arrays or tensors whose first axis is cells, at least one cell; other axes are
+        free, for example features ``{"latent": (n_cells, n_latent)}``. They are kept in
+        memory as they are.
+    seed, position, shard_index, n_shards
+        As for `training_batches`.
+
+    Raises
+    ------
+    ValueError
+        If the arrays hold no cells, or different numbers of them.
+    """
+    with tf.device("CPU:0"):
+        kept = tf.nest.map_structure(tf.convert_to_tensor, cells)
+    lengths = {len(values) for values in tf.nest.flatten(kept)}
+    if len(lengths) != 1 or 0 in lengths:
+        msg = f"cells: arrays of {sorted(lengths)} cells, expected one number above 0"
+        raise ValueError(msg)
+    (n_cells,) = lengths
+    first_epoch, n_seen = divmod(position * batch_size, n_cells)
+    return (
+        _shuffled_rows(n_cells, _order_key(seed), first_epoch, n_seen, batch_size)
+        .shard(n_shards, shard_index)
+        .batch(GATHERED_BATCHES, drop_remainder=True)
+        .map(partial(_gather, kept))
+        .prefetch(1)
+        .unbatch()
+        .prefetch(GATHERED_BATCHES)
     )
 
 
@@ -196,20 +245,18 @@ def choose_data_source(
     return source
 
 
+def _order_key(seed: int) -> int:
+    return derive_seed(seed, "order of cells")
+
+
 def _in_memory(
     files: Sequence[Path], manifest: DatasetManifest, key: int
 ) -> TrainingCells:
     """Return cells of which each epoch is a permutation of rows."""
     store = _load(files, manifest)
-    n_cells = len(store.library_size)
-
-    @as_it_is
-    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        rows = _shuffle(tf.range(n_cells), key, epoch)
-        return tf.data.Dataset.from_tensor_slices(rows)
-
-    n_genes = len(manifest.features[RNA])
-    return TrainingCells(n_cells, of_epoch, partial(_take, store, n_genes))
+    n_cells, n_genes = len(store.library_size), len(manifest.features[RNA])
+    batched = partial(_shuffled_rows, n_cells, key)
+    return TrainingCells(n_cells, batched, partial(_take, store, n_genes))
 
 
 def _on_disk(
@@ -223,7 +270,15 @@ def _on_disk(
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         return _shuffled_records(files, sizes, key, epoch)
 
-    return TrainingCells(sum(sizes), of_epoch, partial(_parse, manifest))
+    def batched(first_epoch: int, n_seen: int, batch_size: int) -> tf.data.Dataset:
+        return (
+            tf.data.Dataset.range(first_epoch, ENDLESS)
+            .flat_map(of_epoch)
+            .skip(n_seen)
+            .batch(batch_size, drop_remainder=True)
+        )
+
+    return TrainingCells(sum(sizes), batched, partial(_parse, manifest))
 
 
 def _load(files: Sequence[Path], manifest: DatasetManifest) -> CellStore:
@@ -275,6 +330,28 @@ def _shuffle(values: tf.Tensor, key: int, *numbers: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(values, seed, alg="philox")
 
 
+def _shuffled_rows(
+    n_cells: int, key: int, first_epoch: int, n_seen: int, batch_size: int
+) -> tf.data.Dataset:
+    """Return batches of row numbers; each epoch is a permutation of its own.
+
+    Epochs are cut into batches as whole tensors: one element per cell would cost more
+    than the gathering of the cells.
+    """
+
+    @as_it_is
+    def of_epoch(epoch: tf.Tensor) -> tf.Tensor:
+        rows = _shuffle(tf.range(n_cells), key, epoch)
+        return rows[tf.where(tf.equal(epoch, first_epoch), n_seen, 0) :]
+
+    return (
+        tf.data.Dataset.range(first_epoch, ENDLESS)
+        .map(of_epoch)
+        .prefetch(1)
+        .rebatch(batch_size, drop_remainder=True)
+    )
+
+
 def _shuffled_records(
     files: Sequence[Path], sizes: Sequence[int], key: int, epoch: tf.Tensor
 ) -> tf.data.Dataset:
@@ -292,6 +369,12 @@ def _shuffled_records(
 
     order = _shuffle(tf.range(len(files), dtype=tf.int64), key, epoch)
     return tf.data.Dataset.from_tensor_slices(order).flat_map(of_file)
+
+
+@as_it_is
+def _gather(cells: CellBatch, rows: tf.Tensor) -> CellBatch:
+    """Return some rows of arrays, in the shape of `rows`."""
+    return tf.nest.map_structure(lambda values: tf.gather(values, rows), cells)
 
 
 @as_it_is

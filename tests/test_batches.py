@@ -19,6 +19,7 @@ from cellgan.batches import (
     CellBatch,
     choose_data_source,
     evaluation_batches,
+    prepared_batches,
     training_batches,
 )
 from cellgan.errors import DataError
@@ -392,6 +393,77 @@ def test_second_covariate_reaches_the_batch(tmp_path: Path, records) -> None:
 
     expected = (batch.covariates["cluster"].numpy() + 1) % len(vocabulary)
     assert np.array_equal(batch.covariates["donor"], expected)
+
+
+def prepared(records: RecordsFolder) -> CellBatch:
+    """Return the training cells as arrays, in record order."""
+    (cells,) = evaluation_batches(
+        records.folder, records.manifest, "train", batch_size=10_000
+    )
+    return tf.nest.map_structure(lambda values: values.numpy(), cells)
+
+
+@pytest.mark.parametrize(("position", "n_shards"), [(0, 1), (13, 1), (5, 3)])
+def test_prepared_batches_are_those_of_the_records_in_memory(
+    records, position, n_shards
+) -> None:
+    cells = prepared(records)
+    for shard_index in range(n_shards):
+        share = {
+            "position": position,
+            "shard_index": shard_index,
+            "n_shards": n_shards,
+        }
+        expected = draw(records, 20, source="memory", **share)
+
+        found = list(islice(prepared_batches(cells, batch_size=8, seed=5, **share), 20))
+
+        assert_same_batches(found, expected)
+
+
+def test_prepared_batches_hold_features_of_any_shape_with_their_cells() -> None:
+    n_cells = 11
+    numbers = np.arange(n_cells, dtype=np.float32)
+    cells = CellBatch(
+        features={"latent": tf.constant(numbers[:, None] + [0.0, 0.5], tf.float32)},
+        library_size={"rna": numbers, "atac": 10 * numbers},
+        covariates={"donor": numbers.astype(np.int32)},
+    )
+
+    drawn = prepared_batches(cells, batch_size=25, seed=0)
+
+    assert drawn.element_spec == CellBatch(
+        features={"latent": tf.TensorSpec((25, 2), tf.float32)},
+        library_size={
+            name: tf.TensorSpec((25,), tf.float32) for name in ("rna", "atac")
+        },
+        covariates={"donor": tf.TensorSpec((25,), tf.int32)},
+    )
+    (batch,) = drawn.take(1)
+    rows = batch.covariates["donor"].numpy()
+    assert sorted(rows[:n_cells]) == sorted(rows[n_cells:22]) == list(range(n_cells))
+    assert np.array_equal(batch.features["latent"], rows[:, None] + [0.0, 0.5])
+    assert np.array_equal(batch.library_size["rna"], rows)
+    assert np.array_equal(batch.library_size["atac"], 10 * rows)
+
+
+def test_prepared_batches_of_another_seed_have_another_order(records) -> None:
+    cells = prepared(records)
+
+    first, other = (
+        rows_of(records, list(prepared_batches(cells, batch_size=8, seed=seed).take(3)))
+        for seed in (5, 6)
+    )
+
+    assert first.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize(("n_sizes", "message"), [(3, r"\[3, 4\]"), (0, r"\[0, 4\]")])
+def test_prepared_cells_of_unequal_numbers_are_refused(n_sizes, message) -> None:
+    cells = CellBatch({"latent": np.zeros((4, 2))}, {"rna": np.ones(n_sizes)}, {})
+
+    with pytest.raises(ValueError, match=f"{message} cells, expected one number"):
+        prepared_batches(cells, batch_size=2, seed=0)
 
 
 @each_source
