@@ -1,12 +1,17 @@
 """Scales of expression, as TensorFlow functions that any compiled step may use.
 
-Every transform has its inverse here. Cells are rows; a cell without counts stays a row
-of zeros.
+Every transform of cells that a model makes has its inverse here; what encoders are
+given of counts (`encoder_input`) has none. Cells are rows; a cell without counts stays
+a row of zeros.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import tensorflow as tf
+
+InputTransform = Literal["log1p", "proportions", "log1p_proportions", "none"]
 
 
 def normalize_library_size(
@@ -52,3 +57,25 @@ def restore_library_size(
     """
     target = tf.constant(target_library_size, expression.dtype)
     return expression * (library_size / target)[:, tf.newaxis]
+
+
+def encoder_input(counts: tf.Tensor, transform: InputTransform) -> tf.Tensor:
+    """Return what an encoder is given of counts.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_features)`` float.
+    transform
+        - ``"log1p"``: ``log(1 + x)``, not scaled by the total;
+        - ``"proportions"``: ``x / s``, with ``s`` the total of the cell;
+        - ``"log1p_proportions"``: ``log(1 + x / s)``;
+        - ``"none"``: ``x``, for features that are 0 or 1.
+
+    Notes
+    -----
+    CFGen's names are ``log_gexp``, ``proportions`` and ``log_gexp_scaled``.
+    """
+    if transform.endswith("proportions"):
+        counts = normalize_library_size(counts, tf.reduce_sum(counts, axis=1), 1)
+    return tf.math.log1p(counts) if transform.startswith("log1p") else counts
