@@ -31,6 +31,10 @@ class TrainingError(CellganError):
     """Training cannot go on, for example because a loss is no longer finite."""
 
 
+class SamplingError(CellganError):
+    """A model makes no cells, for example because its latents are not finite."""
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return ``Did you mean "x"?`` for the name nearest to `found`, or nothing."""
     by_lower = {name.lower(): name for name in known}

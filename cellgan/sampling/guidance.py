@@ -1,0 +1,190 @@
+"""Classifier-free guidance by several covariates, and the dropping that it needs.
+
+With ``v_0`` the prediction without any covariate and ``v_i`` with covariate i alone,
+
+    v = v_0 + sum over i of scale_i (v_i - v_0),
+
+a sum of branches whose weights add up to 1. A covariate is left out of a cell's
+condition by its null code, one past its last category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+class Branch(NamedTuple):
+    """One prediction that guidance needs, and its weight in the sum."""
+
+    covariate: str | None
+    """The one that cells are conditioned on; None for none."""
+    weight: float
+
+
+def guidance_branches(
+    scales: Mapping[str, float],
+    codes: Mapping[str, np.ndarray],
+    null_codes: Mapping[str, int],
+) -> tuple[Branch, ...]:
+    """Return the branches that have a part in the guided prediction.
+
+    A single scale of 1 needs the conditional branch alone, no guided covariate the
+    unconditional one.
+
+    Parameters
+    ----------
+    scales
+        Guidance scale of each guided covariate; 0 is as good as not guided.
+    codes
+        Codes of all cells, ``(n_cells,)`` per covariate. One that all cells have the
+        null code of is not guided.
+    null_codes
+        Null code of each covariate.
+
+    Returns
+    -------
+    At least one branch; their weights add up to 1.
+
+    References
+    ----------
+    Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with
+    CFGen, section 4.3. https://arxiv.org/abs/2407.11734
+    """
+    guided = [
+        Branch(name, scale)
+        for name, scale in scales.items()
+        if not np.all(np.asarray(codes[name]) == null_codes[name])
+    ]
+    unconditional = Branch(None, 1 - sum(branch.weight for branch in guided))
+    return tuple(branch for branch in (unconditional, *guided) if branch.weight)
+
+
+def branch_codes(
+    branch: Branch, codes: Mapping[str, tf.Tensor], null_codes: Mapping[str, int]
+) -> dict[str, tf.Tensor]:
+    """Return the codes ``(n_cells,)`` with all null but those of the branch."""
+    return {
+        name: of_cells
+        if name == branch.covariate
+        else tf.fill(tf.shape(of_cells), null_codes[name])
+        for name, of_cells in codes.items()
+    }
+
+
+def distinct_conditions(
+    branches: Sequence[Branch],
+    codes: Mapping[str, np.ndarray],
+    null_codes: Mapping[str, int],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the different combinations of codes in all branches, each once.
+
+    Cells of one category share a condition as long as no library size is part of it.
+
+    Parameters
+    ----------
+    branches
+        Of `guidance_branches`.
+    codes
+        Codes of all cells, ``(n_cells,)`` per covariate, of at least one covariate.
+    null_codes
+        Null code of each covariate.
+
+    Returns
+    -------
+    The codes of each combination, ``(n_rows,)`` per covariate, and the row of each cell
+    in each branch, ``(n_branches, n_cells)`` int32.
+    """
+    combinations = np.stack(
+        [
+            np.where(name == branch.covariate, codes[name], null_codes[name])
+            for branch in branches
+            for name in codes
+        ]
+    )
+    combinations = combinations.reshape(len(branches), len(codes), -1)
+    by_cell = np.moveaxis(combinations, 1, 2).reshape(-1, len(codes))
+    distinct, rows = np.unique(by_cell, axis=0, return_inverse=True)
+    of_rows = dict(zip(codes, distinct.T.astype(np.int32), strict=True))
+    return of_rows, rows.reshape(len(branches), -1).astype(np.int32)
+
+
+def guided_prediction(
+    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    latent: tf.Tensor,
+    conditions: tf.Tensor,
+    weights: Sequence[float],
+) -> tf.Tensor:
+    """Return the weighted sum of predictions, all branches in one stacked batch.
+
+    Parameters
+    ----------
+    predict
+        ``(latents, condition embeddings) -> predictions``, row by row.
+    latent
+        ``(n_cells, n_latent)``.
+    conditions
+        ``(n_branches, n_cells, n_embedding)``.
+    weights
+        Of the branches; they add up to 1.
+    """
+    n_branches = len(weights)
+    stacked = predict(
+        tf.tile(latent, (n_branches, 1)),
+        tf.reshape(conditions, (-1, conditions.shape[-1])),
+    )
+    return weighted_sum(tf.split(stacked, n_branches), weights)
+
+
+def weighted_sum(values: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
+    """Return ``sum over b of weights[b] * values[b]``."""
+    terms = [weight * value for weight, value in zip(weights, values, strict=True)]
+    return terms[0] if len(terms) == 1 else tf.add_n(terms)
+
+
+def drop_covariates(
+    codes: Mapping[str, tf.Tensor],
+    null_codes: Mapping[str, int],
+    seed: tf.Tensor,
+    probability: float,
+    per: Literal["cell", "batch"] = "cell",
+) -> dict[str, tf.Tensor]:
+    """Keep one covariate, drawn uniformly, or with `probability` none.
+
+    So a network learns every prediction that guidance adds up, and no other.
+
+    Parameters
+    ----------
+    codes
+        ``(n_cells,)`` int32 per covariate.
+    null_codes
+        Null code of each covariate, which dropped ones become.
+    seed
+        Stateless seed, ``(2,)`` int32.
+    probability
+        Of dropping all covariates, from 0 to 1.
+    per
+        - ``"cell"``: drawn for each cell;
+        - ``"batch"``: drawn once for all cells, as the reference does.
+
+    Notes
+    -----
+    Call it outside functions compiled by XLA, which draws other values for the same
+    seed (TensorFlow 2.21 on a CPU, for Philox too).
+    """
+    n_cells = tf.shape(next(iter(codes.values())))[0]
+    shape = (n_cells,) if per == "cell" else (1,)
+    draw = tf.random.stateless_uniform(shape, seed, alg="philox")
+    # [0, 1 - probability) in as many equal intervals as covariates; beyond it, none.
+    share = (1 - probability) / len(codes)
+    return {
+        name: tf.where(
+            (draw >= index * share) & (draw < (index + 1) * share),
+            of_cells,
+            null_codes[name],
+        )
+        for index, (name, of_cells) in enumerate(codes.items())
+    }

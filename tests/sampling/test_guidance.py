@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cellgan.sampling.guidance import (
+    Branch,
+    branch_codes,
+    distinct_conditions,
+    drop_covariates,
+    guidance_branches,
+    guided_prediction,
+)
+
+NULL = {"cell_type": 4, "site": 2}
+CODES = {
+    "cell_type": np.array([0, 3, 1, 3], np.int32),
+    "site": np.array([1, 1, 0, 1], np.int32),
+}
+SEED = tf.constant([3, 4])
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [
+        ({}, {None: 1}),
+        ({"cell_type": 0.0, "site": 0.0}, {None: 1}),
+        ({"cell_type": 1.0}, {"cell_type": 1}),
+        ({"cell_type": 1.0, "site": 0.0}, {"cell_type": 1}),
+        ({"cell_type": 3.0}, {None: -2, "cell_type": 3}),
+        (
+            {"cell_type": 1.0, "site": 2.5},
+            {None: -2.5, "cell_type": 1, "site": 2.5},
+        ),
+        ({"cell_type": 0.5, "site": 0.5}, {"cell_type": 0.5, "site": 0.5}),
+    ],
+)
+def test_only_branches_with_a_weight_are_computed(scales, expected):
+    assert dict(guidance_branches(scales, CODES, NULL)) == expected
+
+
+def test_covariate_that_is_null_in_all_cells_has_no_branch():
+    codes = CODES | {"site": np.full(4, NULL["site"])}
+    branches = guidance_branches({"cell_type": 2.0, "site": 5.0}, codes, NULL)
+    assert dict(branches) == {None: -1, "cell_type": 2}
+
+
+def test_codes_of_a_branch_are_null_but_for_its_covariate():
+    found = branch_codes(Branch("site", 1.0), CODES, NULL)
+    np.testing.assert_array_equal(found["cell_type"], [4, 4, 4, 4])
+    np.testing.assert_array_equal(found["site"], CODES["site"])
+    unconditional = branch_codes(Branch(None, 1.0), CODES, NULL)
+    np.testing.assert_array_equal(unconditional["site"], [2, 2, 2, 2])
+
+
+def test_distinct_conditions_rebuild_the_codes_of_every_branch():
+    branches = guidance_branches({"cell_type": 1.0, "site": 2.5}, CODES, NULL)
+    of_rows, rows = distinct_conditions(branches, CODES, NULL)
+    # none; cell types 0, 1, 3; sites 0, 1
+    assert len(of_rows["site"]) == 6
+    assert rows.shape == (3, 4)
+    for branch, of_branch in zip(branches, rows, strict=True):
+        expected = branch_codes(branch, CODES, NULL)
+        for name in CODES:
+            np.testing.assert_array_equal(of_rows[name][of_branch], expected[name])
+
+
+def test_guided_prediction_is_the_formula_in_one_call():
+    calls = []
+
+    def predict(latent, condition):
+        calls.append(latent.shape)
+        return latent * condition
+
+    latent = tf.constant([[1.0, 2.0], [3.0, 4.0]])
+    conditions = tf.constant([1.0, 10.0, 100.0])[:, None, None] * tf.ones((3, 2, 2))
+    found = guided_prediction(predict, latent, conditions, (-2.5, 1.0, 2.5))
+    expected = latent + 1.0 * (10 - 1) * latent + 2.5 * (100 - 1) * latent
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert calls == [(6, 2)]
+
+
+def dropped(probability, per="cell", n_cells=30_000):
+    codes = {name: tf.zeros((n_cells,), tf.int32) for name in NULL}
+    found = drop_covariates(codes, NULL, SEED, probability, per)
+    return {name: value.numpy() == NULL[name] for name, value in found.items()}
+
+
+def test_cells_keep_one_covariate_or_none():
+    null = dropped(0.2)
+    assert np.all(null["cell_type"] | null["site"])
+    # 5 standard errors of a binomial count
+    counts = [np.sum(null["cell_type"] & null["site"]), np.sum(~null["site"])]
+    expected = np.array([0.2, 0.4]) * 30_000
+    bounds = 5 * np.sqrt(expected * np.array([0.8, 0.6]))
+    assert np.all(np.abs(counts - expected) < bounds)
+
+
+def test_a_batch_keeps_the_same_covariate_when_drawn_per_batch():
+    kept = {name: np.unique([dropped(0.2, "batch", 5)[name]]) for name in NULL}
+    assert all(len(values) == 1 for values in kept.values())
+
+
+@pytest.mark.parametrize(("probability", "n_null"), [(0.0, 1), (1.0, 2)])
+def test_probability_0_always_keeps_one_and_1_none(probability, n_null):
+    null = dropped(probability)
+    assert np.all(null["cell_type"].astype(int) + null["site"] == n_null)
+
+
+def test_kept_codes_are_those_of_the_cells_and_repeat_by_seed():
+    codes = {name: tf.constant(value) for name, value in CODES.items()}
+    first, second = (drop_covariates(codes, NULL, SEED, 0.2) for _ in range(2))
+    for name in NULL:
+        np.testing.assert_array_equal(first[name], second[name])
+        kept = first[name] != NULL[name]
+        np.testing.assert_array_equal(first[name][kept], CODES[name][kept])
+    assert any(np.any(first[name] != NULL[name]) for name in NULL)
+
+
+def test_drawing_compiles_by_xla():
+    # The draws are others than those of a graph, so the rule is tested.
+    codes = {name: tf.zeros((1000,), tf.int32) for name in NULL}
+    compiled = tf.function(
+        lambda codes: drop_covariates(codes, NULL, SEED, 0.2), jit_compile=True
+    )
+    kept = sum(
+        (value.numpy() != NULL[name]).astype(int)
+        for name, value in compiled(codes).items()
+    )
+    assert kept.max() == 1
+    # 5 standard errors of a binomial count
+    assert abs(kept.sum() - 800) < 5 * np.sqrt(160)
