@@ -30,7 +30,8 @@ from anndata.io import write_elem
 from cellgan.config import parse_experiment
 from cellgan.experiment import Experiment
 from preprocessing import write_tfrecords  # noqa: F401  (processing imports it late)
-from preprocessing.process_raw import process_raw, read_counts
+from preprocessing.process_raw import process_raw
+from preprocessing.raw_counts import read_counts
 
 ROWS_AT_ONCE = 1000
 N_TYPES = 10

@@ -272,6 +272,12 @@ def _check_request(
             f"which cannot be asked for cells of a label. Use cscGAN."
         )
         raise ConfigError(msg)
+    if experiment.parameters.input_ds.atac is not None:
+        msg = (
+            f"{experiment.name}: --augment trains classifiers on RNA alone. Use an "
+            f"experiment without input_ds.atac."
+        )
+        raise ConfigError(msg)
 
 
 def _read_processed(experiment: Experiment) -> anndata.AnnData:

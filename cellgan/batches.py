@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan.errors import DataError
-from cellgan.manifest import RNA, DatasetManifest
+from cellgan.manifest import ATAC, RNA, DatasetManifest
 from cellgan.records import (
     RecordSchema,
     check_shard,
@@ -62,19 +63,30 @@ class CellBatch(NamedTuple):
     """``[c]`` (n_cells,) int32 codes."""
 
 
-class CellStore(NamedTuple):
-    """Decoded cells in memory: sparse rows, one after the other."""
+class SparseRows(NamedTuple):
+    """Values of one modality: sparse rows, one after the other."""
 
     starts: tf.Tensor
-    """``(n_cells + 1,)`` int64: where each cell begins in `genes` and `values`."""
-    genes: tf.Tensor
-    """``(n_values,)`` int32: position of the gene of each value."""
+    """``(n_cells + 1,)`` int64: where each cell begins in `columns` and `values`."""
+    columns: tf.Tensor
+    """``(n_values,)`` int32: position of the gene or peak of each value."""
     values: tf.Tensor
     """``(n_values,)`` float32."""
-    library_size: tf.Tensor
-    """``(n_cells,)`` float32."""
+
+
+class CellStore(NamedTuple):
+    """Decoded cells in memory."""
+
+    features: Mapping[str, SparseRows]
+    library_size: Mapping[str, tf.Tensor]
+    """``[m]`` ``(n_cells,)`` float32."""
     covariates: Mapping[str, tf.Tensor]
-    """``[c]`` (n_cells,) int32."""
+    """``[c]`` ``(n_cells,)`` int32."""
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.library_size[RNA])
 
 
 class TrainingCells(NamedTuple):
@@ -208,9 +220,9 @@ def evaluation_batches(
         If a record file is missing, damaged or of another run, or the split is empty.
     """
     store = _load(split_files(folder, manifest, split), manifest)
-    n_cells = _require_cells(len(store.library_size), folder, split)
+    n_cells = _require_cells(store.n_cells, folder, split)
     rows = tf.data.Dataset.range(n_cells).batch(batch_size)
-    return rows.map(partial(_take, store, len(manifest.features[RNA]))).prefetch(1)
+    return rows.map(partial(_take, store, _widths(manifest))).prefetch(1)
 
 
 def choose_data_source(
@@ -231,7 +243,8 @@ def choose_data_source(
     n_bytes, n_cells = 0, 0
     for file in files:
         for block in itertools.islice(read_blocks(file, RecordSchema.of(manifest)), 1):
-            n_bytes += block.values.nnz * BYTES_PER_VALUE
+            n_values = block.values.nnz + (block.atac.values.nnz if block.atac else 0)
+            n_bytes += n_values * BYTES_PER_VALUE
             n_cells += len(block)
     needed = n_bytes / max(n_cells, 1) * manifest.split_sizes["train"]
     available = _available_bytes()
@@ -254,9 +267,10 @@ def _in_memory(
 ) -> TrainingCells:
     """Return cells of which each epoch is a permutation of rows."""
     store = _load(files, manifest)
-    n_cells, n_genes = len(store.library_size), len(manifest.features[RNA])
-    batched = partial(_shuffled_rows, n_cells, key)
-    return TrainingCells(n_cells, batched, partial(_take, store, n_genes))
+    batched = partial(_shuffled_rows, store.n_cells, key)
+    return TrainingCells(
+        store.n_cells, batched, partial(_take, store, _widths(manifest))
+    )
 
 
 def _on_disk(
@@ -285,26 +299,40 @@ def _load(files: Sequence[Path], manifest: DatasetManifest) -> CellStore:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shards = list(pool.map(lambda file: read_shard(file, manifest), files))
     is_scaled = manifest.record_values == "normalized"
-    sizes = np.concatenate([np.diff(shard.values.indptr) for shard in shards])
+    matrices = {RNA: [shard.values for shard in shards]}
+    if ATAC in manifest.features:
+        matrices[ATAC] = [shard.atac.values for shard in shards if shard.atac]
+    sizes = {
+        modality: np.concatenate([rows.sum(axis=1).A1 for rows in parts])
+        for modality, parts in matrices.items()
+    }
+    if is_scaled:
+        sizes[RNA] = np.concatenate([shard.count_no for shard in shards])
     with tf.device("CPU:0"):
         return CellStore(
-            starts=tf.constant(np.cumsum([0, *sizes]), tf.int64),
-            genes=tf.concat([shard.values.indices for shard in shards], axis=0),
-            values=tf.concat([shard.values.data for shard in shards], axis=0),
-            library_size=tf.concat(
-                [
-                    (
-                        shard.count_no if is_scaled else shard.values.sum(axis=1).A1
-                    ).astype(np.float32)
-                    for shard in shards
-                ],
-                axis=0,
-            ),
+            features={name: _joined(parts) for name, parts in matrices.items()},
+            library_size={
+                name: tf.constant(size, tf.float32) for name, size in sizes.items()
+            },
             covariates={
                 name: tf.concat([shard.codes[name] for shard in shards], axis=0)
                 for name in manifest.covariates
             },
         )
+
+
+def _joined(parts: Sequence[sp.csr_matrix]) -> SparseRows:
+    sizes = np.concatenate([np.diff(part.indptr) for part in parts])
+    return SparseRows(
+        starts=tf.constant(np.cumsum([0, *sizes]), tf.int64),
+        columns=tf.concat([part.indices for part in parts], axis=0),
+        values=tf.concat([part.data for part in parts], axis=0),
+    )
+
+
+def _widths(manifest: DatasetManifest) -> dict[str, int]:
+    """Return the number of features of each modality."""
+    return {modality: len(names) for modality, names in manifest.features.items()}
 
 
 def _require_cells(n_cells: int, folder: Path, split: str) -> int:
@@ -378,17 +406,27 @@ def _gather(cells: CellBatch, rows: tf.Tensor) -> CellBatch:
 
 
 @as_it_is
-def _take(store: CellStore, n_genes: int, rows: tf.Tensor) -> CellBatch:
+def _take(store: CellStore, widths: Mapping[str, int], rows: tf.Tensor) -> CellBatch:
     """Return the cells of some rows."""
-    starts, genes = _take_lists(store.genes, store.starts, rows)
-    _, values = _take_lists(store.values, store.starts, rows)
     return CellBatch(
-        features={RNA: _densify(starts, genes, values, (rows.shape[0], n_genes))},
-        library_size={RNA: tf.gather(store.library_size, rows)},
+        features={
+            modality: _take_dense(store.features[modality], width, rows)
+            for modality, width in widths.items()
+        },
+        library_size={
+            modality: tf.gather(store.library_size[modality], rows)
+            for modality in widths
+        },
         covariates={
             name: tf.gather(codes, rows) for name, codes in store.covariates.items()
         },
     )
+
+
+def _take_dense(stored: SparseRows, width: int, rows: tf.Tensor) -> tf.Tensor:
+    starts, columns = _take_lists(stored.columns, stored.starts, rows)
+    _, values = _take_lists(stored.values, stored.starts, rows)
+    return _densify(starts, columns, values, (rows.shape[0], width))
 
 
 def _take_lists(
@@ -409,23 +447,36 @@ def _parse(manifest: DatasetManifest, records: tf.Tensor) -> CellBatch:
     """Return the cells of serialised records."""
     schema = RecordSchema.of(manifest)
     is_scaled = manifest.record_values == "normalized"
+    # The features' prefix, by modality.
+    prefixes = {
+        modality: "" if modality == RNA else f"{modality}_"
+        for modality in manifest.features
+    }
     one_number = tf.io.FixedLenFeature((), tf.int64)
-    parsed = tf.io.parse_example(
-        records,
-        {
-            "indices": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64),
-            "values": tf.io.RaggedFeature(tf.float32),
-            "count_no": one_number,
-            **{schema.feature(name): one_number for name in schema.n_categories},
-        },
-    )
-    starts, genes = parsed["indices"].row_splits, parsed["indices"].flat_values
-    values = parsed["values"].flat_values
-    dense = _densify(starts, genes, values, (records.shape[0], schema.n_genes))
-    totals = parsed["count_no"] if is_scaled else tf.reduce_sum(dense, axis=1)
+    some_numbers = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
+    features = {schema.feature(name): one_number for name in schema.n_categories}
+    for prefix in prefixes.values():
+        features[f"{prefix}indices"] = some_numbers
+        features[f"{prefix}values"] = tf.io.RaggedFeature(tf.float32)
+        features[f"{prefix}count_no"] = one_number
+    parsed = tf.io.parse_example(records, features)
+    dense = {
+        modality: _densify(
+            parsed[f"{prefix}indices"].row_splits,
+            parsed[f"{prefix}indices"].flat_values,
+            parsed[f"{prefix}values"].flat_values,
+            (records.shape[0], len(manifest.features[modality])),
+        )
+        for modality, prefix in prefixes.items()
+    }
+    totals = {
+        modality: tf.reduce_sum(values, axis=1) for modality, values in dense.items()
+    }
+    if is_scaled:
+        totals[RNA] = tf.cast(parsed["count_no"], tf.float32)
     return CellBatch(
-        features={RNA: dense},
-        library_size={RNA: tf.cast(totals, tf.float32)},
+        features=dense,
+        library_size=totals,
         covariates={
             name: tf.cast(parsed[schema.feature(name)], tf.int32)
             for name in schema.n_categories

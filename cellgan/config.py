@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +25,7 @@ from cellgan.model_configs import MODEL_TYPES, STRICT, GanConfig
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_DATASETS = ("pbmc68k_reduced",)
+H5MU = ".h5mu"
 SCALE_PATTERN = re.compile(r"normalize_per_cell_LS_([1-9][0-9]*)")
 
 NonNegative = Annotated[int, Field(ge=0)]
@@ -111,6 +114,22 @@ class SplitParameters:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AtacParameters:
+    """Chromatin accessibility of the cells whose RNA is in the raw file."""
+
+    raw_input: Annotated[str, Field(min_length=1)] | None = None
+    """An .h5ad of the same cells, in any order; null: the modality "atac" of the .h5mu
+    that holds the RNA."""
+    layer: str = "auto"
+    """Where its counts are, as for RNA."""
+    min_cells: NonNegative = 5
+    """Peaks that are open in fewer cells go; those open in none go in any case."""
+    values: Literal["counts", "binary"] = "counts"
+    """``"binary"`` keeps whether a peak is open, and the library size is the number of
+    open peaks."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InputParameters:
     """The raw file and how it is processed; frozen at ``--process``."""
 
@@ -130,6 +149,8 @@ class InputParameters:
     split: SplitParameters = SplitParameters()
     record_values: Literal["counts", "normalized"] = "counts"
     """What the records hold; ``"normalized"`` is the form of the original scGAN."""
+    atac: AtacParameters | None = None
+    """Null means RNA alone."""
 
     @model_validator(mode="after")
     def _check(self) -> InputParameters:
@@ -148,6 +169,28 @@ class InputParameters:
             if self.covariates.count(covariate) > 1:
                 msg = f'covariates name "{covariate}" twice'
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_atac(self) -> InputParameters:
+        if self.atac is None:
+            return self
+        if self.record_values == "normalized":
+            msg = (
+                'record_values is "normalized", the form of the original scGAN, which '
+                'has no place for atac. Set it to "counts", or leave atac out'
+            )
+            raise ValueError(msg)
+        if self.atac.raw_input is None and not self.raw_input.lower().endswith(H5MU):
+            msg = (
+                f"atac.raw_input is null, so raw_input must be an {H5MU} file with the "
+                f'modalities "rna" and "atac"; it is "{self.raw_input}". Or name an '
+                f".h5ad of the ATAC counts in atac.raw_input"
+            )
+            raise ValueError(msg)
+        if self.atac.raw_input and not self.atac.raw_input.lower().endswith(".h5ad"):
+            msg = f'atac.raw_input is "{self.atac.raw_input}", expected an .h5ad file'
+            raise ValueError(msg)
         return self
 
     @property
@@ -455,10 +498,18 @@ def _locate(location: Sequence[str | int], record: type) -> tuple[list[str], Any
         if dataclasses.is_dataclass(current):
             owner = current
             keys.append(str(part))
-            fields = {field.name: field for field in dataclasses.fields(current)}
-            default = fields[str(part)].default if part in fields else None
-            current = type(default) if dataclasses.is_dataclass(default) else None
+            current = _record_at(current, str(part))
     return keys, owner
+
+
+def _record_at(owner: Any, key: str) -> Any:
+    """Return the record that a key of another holds, perhaps or null; else None."""
+    annotation = typing.get_type_hints(owner).get(key)
+    kinds = [annotation]
+    if isinstance(annotation, types.UnionType):
+        kinds = [kind for kind in annotation.__args__ if kind is not types.NoneType]
+    is_record = len(kinds) == 1 and dataclasses.is_dataclass(kinds[0])
+    return kinds[0] if is_record else None
 
 
 def _unknown_key(where: str, key: str, known: Sequence[str]) -> str:

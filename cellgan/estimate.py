@@ -24,7 +24,7 @@ from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
 from cellgan.evaluation import plots
 from cellgan.generation import MOST_VALUES, piece_size
-from cellgan.manifest import RNA, DatasetManifest
+from cellgan.manifest import ATAC, RNA, DatasetManifest
 from cellgan.models.base import GenerationRequest, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training import CompiledSteps
@@ -243,13 +243,18 @@ def made_up_batches(
     def batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Dataset:
         del position, shard_index
         n_cells = parameters.training.batch_size // n_shards
-        n_genes = len(manifest.features[RNA])
         rng = np.random.default_rng(derive_seed(0, "made-up cells"))
-        counts = rng.poisson(0.2, size=(n_cells, n_genes)).astype(np.float32)
-        counts[:, 0] += 1
+        counts = {}
+        for modality, names in manifest.features.items():
+            drawn = rng.poisson(0.2, size=(n_cells, len(names))).astype(np.float32)
+            drawn[:, 0] += 1
+            is_binary = modality in manifest.binary
+            counts[modality] = np.minimum(drawn, 1) if is_binary else drawn
         batch = CellBatch(
-            features={RNA: tf.constant(counts)},
-            library_size={RNA: tf.constant(counts.sum(axis=1))},
+            features={name: tf.constant(values) for name, values in counts.items()},
+            library_size={
+                name: tf.constant(values.sum(axis=1)) for name, values in counts.items()
+            },
             covariates={
                 name: tf.constant(np.arange(n_cells) % len(vocabulary), tf.int32)
                 for name, vocabulary in manifest.covariates.items()
@@ -314,8 +319,11 @@ def describe(
 ) -> str:
     """Return the estimates as a table."""
     n_cells, n_genes = sum(manifest.split_sizes.values()), len(manifest.features[RNA])
+    n_peaks = len(manifest.features.get(ATAC, ()))
+    peaks = f" and {n_peaks:,} peaks" if n_peaks else ""
     lines = [
-        f"{name}: {n_cells:,} cells x {n_genes:,} genes on {distribution.devices()}",
+        f"{name}: {n_cells:,} cells x {n_genes:,} genes{peaks} on "
+        f"{distribution.devices()}",
         f"    {'':<22} {'memory':>10} {'disk':>10}   time",
     ]
     lines += [

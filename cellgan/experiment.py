@@ -10,7 +10,8 @@ killed run leaves nothing half-written under a final name.
       parameters.json      what was asked for; input_ds frozen at --process,
                            model and training at the first --train
       manifest.json        genes, vocabularies, sizes
-      processed.h5ad       filtered counts with label and split
+      processed.h5ad       filtered counts with label and split; with ATAC counts
+                           processed.h5mu
       TF_records/          train-0.tfrecords ... train-9, validate, test
       job/<stage>/checkpoints, job/<stage>/logs
       job/TSNE/            maps of real and generated cells
@@ -84,8 +85,9 @@ class Experiment:
 
     @property
     def processed_file(self) -> Path:
-        """Filtered counts with label and split."""
-        return self.folder / "processed.h5ad"
+        """Filtered counts with label and split; an .h5mu if ATAC is among them."""
+        has_atac = self.parameters.input_ds.atac is not None
+        return self.folder / ("processed.h5mu" if has_atac else "processed.h5ad")
 
     @property
     def records_folder(self) -> Path:

@@ -20,6 +20,7 @@ from cellgan.errors import DataError, did_you_mean
 SCHEMA_VERSION = 2
 SPLITS = ("train", "valid", "test")
 RNA = "rna"
+ATAC = "atac"
 LIBRARY_SIZE_QUANTILES = 1001
 """At most this many quantiles of the library sizes are kept per category, and at most
 this many cells' library sizes per combination of categories."""
@@ -105,7 +106,8 @@ class DatasetManifest:
     """What training and generation need to know of a processed data set."""
 
     features: Mapping[str, tuple[str, ...]]
-    """Feature names by modality, in column order; ``features["rna"]`` are the genes."""
+    """Feature names by modality, in column order; ``features["rna"]`` are the genes,
+    ``features["atac"]``, if there, the peaks."""
     covariates: Mapping[str, CovariateVocabulary]
     """The label first, then the others by name."""
     label: str
@@ -128,6 +130,8 @@ class DatasetManifest:
     combinations: tuple[Combination, ...] = ()
     """The combinations of covariates that training cells have, by codes: that of the
     label first, then those of the others in the order of `covariates`."""
+    binary: tuple[str, ...] = ()
+    """Modalities whose values are 0 or 1; their library size is the number of ones."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -189,6 +193,7 @@ class DatasetManifest:
                 combinations=tuple(
                     map(Combination.from_json, document["combinations"])
                 ),
+                binary=tuple(document["binary"]),
             )
         except KeyError as error:
             msg = f"the field {error} is missing. Run --process again."

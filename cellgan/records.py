@@ -12,7 +12,12 @@ one ``tf.train.Example`` per cell, with the features
 ``cluster_1hot``       int64    one number per label, 1 at the cell's
 ``cluster_int``        int64    code of the cell's label
 ``covariate_<name>``   int64    code of another covariate; the reference has none
+``atac_indices``       int64    ascending positions of the open peaks
+``atac_values``        float    their values
+``atac_count_no``      int64    total of these
 =====================  =======  ======================================================
+
+The last three are there for cells with ATAC counts; the reference has none.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from cellgan.errors import DataError
-from cellgan.manifest import RNA, DatasetManifest
+from cellgan.manifest import ATAC, RNA, DatasetManifest
 from cellgan.tfrecords import (
     BYTES_LIST,
     FIELD_1,
@@ -51,6 +56,7 @@ RECORD_FILES = (*TRAIN_FILES, VALID_FILE, TEST_FILE)
 """All record files; always written, possibly without a record."""
 
 SHARED_FEATURES = ("indices", "values", "barcode", "genes_no", "count_no")
+ATAC_FEATURES = ("atac_indices", "atac_values", "atac_count_no")
 OTHER_RUN = "the file is of another run. Run --process again."
 
 
@@ -62,17 +68,28 @@ class RecordSchema(NamedTuple):
     """The covariate that is stored as ``cluster_int``."""
     n_categories: Mapping[str, int]
     """Number of categories of each covariate, the label among them."""
+    n_peaks: int = 0
+    """0 means RNA alone."""
 
     @classmethod
     def of(cls, manifest: DatasetManifest) -> RecordSchema:
         """Return the schema of a processed data set."""
         sizes = {name: len(names) for name, names in manifest.covariates.items()}
-        return cls(len(manifest.features[RNA]), manifest.label, sizes)
+        n_genes, n_peaks = (len(manifest.features.get(m, ())) for m in (RNA, ATAC))
+        return cls(n_genes, manifest.label, sizes, n_peaks)
 
     def feature(self, covariate: str) -> str:
         """Return the feature that holds the codes of a covariate."""
         is_label = covariate == self.label
         return "cluster_int" if is_label else f"covariate_{covariate}"
+
+
+class AtacRecords(NamedTuple):
+    """What the records hold of the open peaks of some cells."""
+
+    values: sp.csr_matrix
+    """``(n_cells, n_peaks)`` float32: counts, or ones."""
+    count_no: npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +103,7 @@ class CellRecords:
     count_no: npt.NDArray[np.int64]
     codes: Mapping[str, npt.NDArray[np.int32]]
     """``[covariate]`` ``(n_cells,)``."""
+    atac: AtacRecords | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -93,13 +111,8 @@ class CellRecords:
 
 def encode_examples(cells: CellRecords, schema: RecordSchema) -> list[bytes]:
     """Encode cells as serialised ``tf.train.Example``, one each."""
-    starts = cells.values.indptr.astype(np.int64)
-    packed, index_bytes = pack_varints(cells.values.indices, schema.n_genes)
-    indices = _cut(packed, index_bytes[starts])
-    values = _cut(cells.values.data.astype("<f4").tobytes(), 4 * starts)
-    columns = (
-        [encode_feature(b"indices", INT64_LIST, payload) for payload in indices],
-        [encode_feature(b"values", FLOAT_LIST, payload) for payload in values],
+    columns = [
+        *_encode_rows("indices", "values", cells.values),
         [
             encode_feature(b"barcode", BYTES_LIST, barcode.encode())
             for barcode in cells.barcodes
@@ -111,10 +124,30 @@ def encode_examples(cells: CellRecords, schema: RecordSchema) -> list[bytes]:
             _encode_numbers(schema.feature(name), cells.codes[name])
             for name in schema.n_categories
         ),
-    )
+    ]
+    if cells.atac is not None:
+        columns += _encode_rows("atac_indices", "atac_values", cells.atac.values)
+        columns.append(_encode_numbers("atac_count_no", cells.atac.count_no))
     return [
         encode_field(FIELD_1, b"".join(features))
         for features in zip(*columns, strict=True)
+    ]
+
+
+def _encode_rows(indices: str, values: str, rows: sp.csr_matrix) -> list[list[bytes]]:
+    """Encode positions and values of sparse rows as the features of these names."""
+    starts = rows.indptr.astype(np.int64)
+    packed, index_bytes = pack_varints(rows.indices, rows.shape[1])
+    data = rows.data.astype("<f4").tobytes()
+    return [
+        [
+            encode_feature(indices.encode(), INT64_LIST, payload)
+            for payload in _cut(packed, index_bytes[starts])
+        ],
+        [
+            encode_feature(values.encode(), FLOAT_LIST, payload)
+            for payload in _cut(data, 4 * starts)
+        ],
     ]
 
 
@@ -152,25 +185,46 @@ def decode_examples(
         the schema does not have. `first` is the number of the first record.
     """
     features = {name: schema.feature(name) for name in schema.n_categories}
-    columns = _columns(records, (*SHARED_FEATURES, *features.values()), first)
-    starts = np.cumsum([0, *(len(values) // 4 for values in columns["values"])])
-    values = np.frombuffer(b"".join(columns["values"]), "<f4").astype(np.float32)
-    indices = _numbers(columns["indices"], starts, first)
-    _check_below(schema.n_genes, indices, starts, "gene", first)
+    names = (*SHARED_FEATURES, *(ATAC_FEATURES if schema.n_peaks else ()))
+    columns = _columns(records, (*names, *features.values()), first)
+    genes = _rows(columns["indices"], columns["values"], schema.n_genes, "gene", first)
     one_each = np.arange(len(records) + 1)
     codes = {}
     for name, n_categories in schema.n_categories.items():
         codes[name] = _numbers(columns[features[name]], one_each, first)
         _check_below(n_categories, codes[name], one_each, f'"{name}"', first)
+    atac = None
+    if schema.n_peaks:
+        peaks, values, totals = (columns[name] for name in ATAC_FEATURES)
+        atac = AtacRecords(
+            values=_rows(peaks, values, schema.n_peaks, "peak", first),
+            count_no=_numbers(totals, one_each, first).astype(np.int64),
+        )
     return CellRecords(
-        values=sp.csr_matrix(
-            (values, indices.astype(np.int32, copy=False), starts),
-            shape=(len(records), schema.n_genes),
-        ),
+        values=genes,
         barcodes=[barcode.decode() for barcode in columns["barcode"]],
         genes_no=_numbers(columns["genes_no"], one_each, first).astype(np.int64),
         count_no=_numbers(columns["count_no"], one_each, first).astype(np.int64),
         codes={name: numbers.astype(np.int32) for name, numbers in codes.items()},
+        atac=atac,
+    )
+
+
+def _rows(
+    indices: Sequence[bytes],
+    values: Sequence[bytes],
+    n_columns: int,
+    what: str,
+    first: int,
+) -> sp.csr_matrix:
+    """Decode positions and values of sparse rows; `what` is a column, in messages."""
+    starts = np.cumsum([0, *(len(payload) // 4 for payload in values)])
+    data = np.frombuffer(b"".join(values), "<f4").astype(np.float32)
+    positions = _numbers(indices, starts, first)
+    _check_below(n_columns, positions, starts, what, first)
+    return sp.csr_matrix(
+        (data, positions.astype(np.int32, copy=False), starts),
+        shape=(len(values), n_columns),
     )
 
 
@@ -330,4 +384,14 @@ def concatenate(parts: Sequence[CellRecords]) -> CellRecords:
             name: np.concatenate([part.codes[name] for part in parts])
             for name in parts[0].codes
         },
+        atac=_concatenate_atac([part.atac for part in parts if part.atac is not None]),
+    )
+
+
+def _concatenate_atac(parts: Sequence[AtacRecords]) -> AtacRecords | None:
+    if not parts:
+        return None
+    return AtacRecords(
+        values=sp.vstack([part.values for part in parts], format="csr"),
+        count_no=np.concatenate([part.count_no for part in parts]),
     )

@@ -2,7 +2,8 @@
 
 `process` is the only entry. It reads counts of any common format, filters cells and
 genes, labels cells by clustering or by a column of theirs, splits them into train,
-valid and test, and writes ``processed.h5ad``, the records and the manifest.
+valid and test, and writes ``processed.h5ad`` (``.h5mu`` with ATAC counts), the records
+and the manifest.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def process(
             return None
         logger.info("%s: replacing %s", experiment.name, folder)
     _check_place(experiment)
-    raw_format(experiment.parameters.input_ds.raw_input)
+    for key, raw_input in _raw_inputs(experiment).items():
+        raw_format(raw_input, key)
     # Loads AnnData, which what was answered above does not need.
     from preprocessing.process_raw import process_raw  # noqa: PLC0415
 
@@ -90,15 +92,24 @@ def _check_place(experiment: Experiment) -> None:
         reason = "not writable" if existing.is_dir() else "not a folder"
         msg = f"exp_param.experiments_dir: {existing} is {reason}; choose another one."
         raise ConfigError(msg)
-    raw_input = experiment.parameters.input_ds.raw_input
-    if not raw_input.startswith(BUILTIN_PREFIX):
+    for raw_input in _raw_inputs(experiment).values():
         raw = Path(raw_input).expanduser().resolve()
-        if raw.is_relative_to(folder.resolve()):
+        is_file = not raw_input.startswith(BUILTIN_PREFIX)
+        if is_file and raw.is_relative_to(folder.resolve()):
             msg = (
                 f"{raw_input}: the raw file lies in the folder to be written, "
                 f"{folder}. Move it elsewhere first."
             )
             raise DataError(msg)
+
+
+def _raw_inputs(experiment: Experiment) -> dict[str, str]:
+    """Return the raw files by the parameters that name them."""
+    parameters = experiment.parameters.input_ds
+    files = {"input_ds.raw_input": parameters.raw_input}
+    if parameters.atac is not None and parameters.atac.raw_input is not None:
+        files["input_ds.atac.raw_input"] = parameters.atac.raw_input
+    return files
 
 
 def _check_unchanged(experiment: Experiment) -> None:

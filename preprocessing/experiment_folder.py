@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import anndata as ad
 import h5py
+import mudata
 import numpy as np
 from anndata.io import write_elem
 
@@ -23,6 +24,7 @@ from cellgan.experiment import (
     write_json,
 )
 from cellgan.manifest import (
+    ATAC,
     RNA,
     SPLITS,
     CovariateVocabulary,
@@ -37,6 +39,16 @@ STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 SHOWN_LABELS = 30
 """At most this many labels are listed, in the order that --cells_no takes."""
+
+
+class AtacSummary(NamedTuple):
+    """What processing did with peaks."""
+
+    n_before: int
+    """Peaks of the raw file."""
+    n_after: int
+    n_values: int
+    """Non-zero values kept."""
 
 
 class ProcessingSummary(NamedTuple):
@@ -54,19 +66,32 @@ class ProcessingSummary(NamedTuple):
     """Of the covariates besides the label."""
     split_sizes: Mapping[str, int]
     bytes_on_disk: Mapping[str, int]
-    """``processed.h5ad`` and ``TF_records``."""
+    """The processed file and ``TF_records``."""
     seconds: Mapping[str, float]
     """By phase."""
+    atac: AtacSummary | None = None
 
 
 def write_experiment(
-    experiment: Experiment, cells: ad.AnnData, seconds: dict[str, float]
+    experiment: Experiment,
+    cells: ad.AnnData,
+    seconds: dict[str, float],
+    atac: ad.AnnData | None = None,
 ) -> dict[str, int]:
     """Write all files beside the folder's place, then move them there.
 
+    Parameters
+    ----------
+    cells
+        Counts of RNA, with label, covariates and split in obs.
+    seconds
+        Gets the time of each phase.
+    atac
+        ATAC counts of the same cells in the same order.
+
     Returns
     -------
-    Bytes of ``processed.h5ad`` and of ``TF_records``.
+    Bytes of the processed file and of ``TF_records``.
 
     Raises
     ------
@@ -82,11 +107,15 @@ def write_experiment(
             temporary.mkdir()
             staged = dataclasses.replace(experiment, folder=temporary)
             with timed(seconds, "write"):
-                write_h5ad(staged.processed_file, cells)
+                if atac is None:
+                    write_h5ad(staged.processed_file, cells)
+                else:
+                    write_modalities(staged.processed_file, {RNA: cells, ATAC: atac})
             with timed(seconds, "records"):
                 shards = write_tfrecords(
                     cells,
                     staged.records_folder,
+                    atac=atac,
                     label=parameters.clustering.label,
                     covariates=parameters.other_covariates,
                     record_values=parameters.record_values,
@@ -98,7 +127,7 @@ def write_experiment(
                 "preprocessed": preprocessed_block(cells, parameters),
             }
             write_json(staged.parameters_file, blocks)
-            manifest = make_manifest(cells, parameters, shards)
+            manifest = make_manifest(cells, parameters, shards, atac)
             write_json(staged.manifest_file, manifest.as_json())
             records = staged.records_folder.iterdir()
             return {
@@ -116,6 +145,14 @@ def write_h5ad(path: Path, cells: ad.AnnData) -> None:
     """Write an .h5ad file, its arrays as `STORAGE` says."""
     with h5py.File(path, "w") as file:
         write_elem(file, "/", cells, dataset_kwargs=STORAGE)
+
+
+def write_modalities(path: Path, cells: Mapping[str, ad.AnnData]) -> None:
+    """Write an .h5mu file; what describes RNA describes the cells as a whole too."""
+    with mudata.set_options(pull_on_update=False):
+        together = mudata.MuData(dict(cells))
+        together.obs = cells[RNA].obs
+        mudata.write_h5mu(path, together, **STORAGE)
 
 
 def preprocessed_block(
@@ -146,17 +183,27 @@ def preprocessed_block(
 
 
 def make_manifest(
-    cells: ad.AnnData, parameters: InputParameters, shards: Mapping[str, int]
+    cells: ad.AnnData,
+    parameters: InputParameters,
+    shards: Mapping[str, int],
+    atac: ad.AnnData | None = None,
 ) -> DatasetManifest:
     """Describe the processed cells for training and generation."""
+    modalities = {RNA: cells} if atac is None else {RNA: cells, ATAC: atac}
+    is_binary = parameters.atac is not None and parameters.atac.values == "binary"
     label = parameters.clustering.label
     names = (label, *parameters.other_covariates)
     covariates = {name: cells.obs[name] for name in names}
     split = cells.obs["split"]
     in_train = (split == "train").to_numpy()
-    library_sizes = {RNA: cells.obs["n_counts"].to_numpy()}
+    library_sizes = {
+        modality: found.obs["n_counts"].to_numpy()
+        for modality, found in modalities.items()
+    }
     return DatasetManifest(
-        features={RNA: tuple(cells.var_names)},
+        features={
+            modality: tuple(found.var_names) for modality, found in modalities.items()
+        },
         covariates={
             name: CovariateVocabulary(tuple(column.cat.categories))
             for name, column in covariates.items()
@@ -193,6 +240,7 @@ def make_manifest(
                 if parameters.record_values == "counts"
             },
         ),
+        binary=(ATAC,) if is_binary else (),
     )
 
 
@@ -200,15 +248,22 @@ def describe(summary: ProcessingSummary) -> str:
     """Return the summary as a table of a few lines."""
     covariates = {summary.label: summary.cells_per_label, **summary.cells_per_covariate}
     splits = summary.split_sizes
-    filled = summary.n_values / (summary.shape_after[0] * summary.shape_after[1])
+    n_cells, n_genes = summary.shape_after
+    filled = summary.n_values / (n_cells * n_genes)
+    peaks = {}
+    if summary.atac is not None:
+        n_raw, n_peaks, n_open = summary.atac
+        share = n_open / (n_cells * n_peaks)
+        peaks["peaks"] = f"{n_peaks:,} of {n_raw:,}, {share:.1%} not zero"
     megabytes = (
         f"{name} {size / 1e6:,.1f} MB" for name, size in summary.bytes_on_disk.items()
     )
     phases = ", ".join(f"{phase} {time:.1f}" for phase, time in summary.seconds.items())
     rows = {
-        "cells": f"{summary.shape_after[0]:,} of {summary.shape_before[0]:,}",
-        "genes": f"{summary.shape_after[1]:,} of {summary.shape_before[1]:,}",
+        "cells": f"{n_cells:,} of {summary.shape_before[0]:,}",
+        "genes": f"{n_genes:,} of {summary.shape_before[1]:,}",
         "counts": f"from {summary.source}, {filled:.1%} not zero",
+        **peaks,
         **{name: _values(numbers) for name, numbers in covariates.items()},
         "split": ", ".join(f"{name} {splits[name]:,}" for name in SPLITS),
         "on disk": ", ".join(megabytes),

@@ -3,58 +3,54 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 from natsort import natsorted
 
-from cellgan.config import FilteringParameters, InputParameters
-from cellgan.errors import ConfigError, DataError, did_you_mean
+from cellgan.config import InputParameters
+from cellgan.errors import DataError
 from cellgan.experiment import Experiment
 from cellgan.manifest import SPLITS
-from preprocessing.annotations import (
-    as_text,
-    label_categories,
-    require_column,
-    with_unique_names,
-    writable_columns,
-)
+from preprocessing.annotations import as_text, label_categories, writable_columns
 from preprocessing.clustering import cluster_cells
 from preprocessing.experiment_folder import (
+    AtacSummary,
     ProcessingSummary,
     describe,
     split_sizes,
     timed,
     write_experiment,
 )
-from preprocessing.raw_file import RawFile
-from preprocessing.readers import open_raw_file, read_matrix
+from preprocessing.raw_counts import OUR_COLUMNS, RawCells, read_atac, read_counts
 from preprocessing.sparse_blocks import (
-    UnsuitableValueError,
     keep,
     row_sums,
     rows_per_column,
+    values_per_row,
 )
 from preprocessing.splits import assign_splits
 
-OUR_COLUMNS = ("n_genes", "n_counts", "split")
+ATAC_COLUMNS = ("n_peaks", "n_counts")
 LEAST_CELLS = 10
 LEAST_GENES = 2
 
 logger = logging.getLogger(__name__)
 
 
-class RawCells(NamedTuple):
-    """Checked counts of a raw file and what describes them."""
+class FilteredCells(NamedTuple):
+    """The cells that are kept, the same in both modalities."""
 
-    counts: sp.csr_matrix
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    source: str
-    """Where in the file the counts were."""
+    rna: ad.AnnData
+    """Counts, with ``obs["n_genes"]`` (genes expressed, before genes are filtered),
+    ``obs["n_counts"]`` (library size over the genes kept) and ``var["n_cells"]``."""
+    atac: ad.AnnData | None
+    """The same of peaks, with ``obs["n_peaks"]``; None without ATAC counts."""
 
 
 def process_raw(experiment: Experiment) -> ProcessingSummary:
@@ -69,6 +65,7 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         raw = read_counts(parameters)
+        raw_atac = read_atac(parameters, raw.obs.index)
     logger.info(
         "%s: %d cells x %d genes in %s of %s",
         experiment.name,
@@ -77,15 +74,16 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         parameters.raw_input,
     )
     shape_before, source = raw.counts.shape, raw.source
+    n_peaks = raw_atac.counts.shape[1] if raw_atac else 0
     with timed(seconds, "filter"):
-        cells = filter_counts(raw, parameters.filtering)
-        del raw
+        cells, atac = filter_counts(raw, raw_atac, parameters)
+        del raw, raw_atac
     with timed(seconds, "label"):
         add_labels(cells, parameters)
         add_covariates(cells, parameters)
     with timed(seconds, "split"):
         add_splits(cells, parameters)
-    sizes = write_experiment(experiment, cells, seconds)
+    sizes = write_experiment(experiment, cells, seconds, atac)
     label = cells.obs[parameters.clustering.label]
     others = {
         name: cells.obs[name].value_counts(sort=False).to_dict()
@@ -102,75 +100,131 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         split_sizes=split_sizes(cells),
         bytes_on_disk=sizes,
         seconds=seconds,
+        atac=atac and AtacSummary(n_peaks, atac.n_vars, atac.X.nnz),
     )
     logger.info("%s: processed\n%s", experiment.name, describe(summary))
     return summary
 
 
-def read_counts(parameters: InputParameters) -> RawCells:
-    """Read the counts of the raw file, after checking that its columns are there.
+def filter_counts(
+    rna: RawCells, atac: RawCells | None, parameters: InputParameters
+) -> FilteredCells:
+    """Keep cells with enough genes, then genes and peaks in enough of these cells.
 
-    Raises
-    ------
-    ConfigError
-        If `parameters` name a layer the file does not have, or as label or covariate
-        a column of ours.
-    DataError
-        If the file cannot be read, lacks a column, or holds no counts where they
-        should be.
-    """
-    columns = _columns(parameters)
-    with open_raw_file(parameters.raw_input, tuple(columns)) as raw:
-        for column, where in columns.items():
-            require_column(raw.obs, column, where)
-        name, counts = _choose_counts(parameters, raw)
-        var = raw.matrices[name].var
-        return RawCells(
-            counts, with_unique_names(raw.obs), with_unique_names(var), _place(name)
-        )
+    Cells, genes and peaks without any count go in any case, and a cell that goes from
+    one modality goes from both. The counts of both are overwritten.
 
-
-def filter_counts(raw: RawCells, filtering: FilteringParameters) -> ad.AnnData:
-    """Keep cells with enough genes, then genes in enough of these cells.
-
-    Cells and genes without any count go in any case. `raw.counts` is overwritten.
-
-    Returns
-    -------
-    Counts, with ``obs["n_genes"]`` (genes expressed, before genes are filtered),
-    ``obs["n_counts"]`` (library size over the genes kept) and ``var["n_cells"]``.
+    Parameters
+    ----------
+    rna, atac
+        The same cells in the same order.
 
     Raises
     ------
     DataError
         If too little is left.
     """
-    n_genes = np.diff(raw.counts.indptr)
-    cells = n_genes >= max(filtering.min_genes, 1)
-    n_cells = rows_per_column(raw.counts, cells)
-    genes = n_cells >= max(filtering.min_cells, 1)
-    n_raw_cells, n_raw_genes = raw.counts.shape
-    counts = keep(raw.counts, cells, genes)
-    kept = np.flatnonzero(cells)
-    expressed = np.diff(counts.indptr) > 0
-    if not expressed.all():
-        counts = keep(counts, expressed, np.ones(counts.shape[1], dtype=bool))
-        kept = kept[expressed]
-    if len(kept) < LEAST_CELLS or genes.sum() < LEAST_GENES:
-        msg = (
-            f"input_ds.filtering: min_genes {filtering.min_genes} and min_cells "
-            f"{filtering.min_cells} leave {len(kept)} of {n_raw_cells} cells and "
-            f"{genes.sum()} of {n_raw_genes} genes; at least {LEAST_CELLS} cells and "
-            f"{LEAST_GENES} genes are needed.\n    A cell expresses "
-            f"{np.median(n_genes):g} genes (median). Lower min_genes or min_cells, and "
-            f"check that the file holds cells x genes, not the reverse."
+    filtering = parameters.filtering
+    n_genes = np.diff(rna.counts.indptr)
+    enough = n_genes >= max(filtering.min_genes, 1)
+    matrices = [(rna.counts, max(filtering.min_cells, 1))]
+    if atac is not None and parameters.atac is not None:
+        matrices.append((atac.counts, max(parameters.atac.min_cells, 1)))
+    cells, n_cells = _settle(matrices, enough)
+    kept = [
+        number >= least for number, (_, least) in zip(n_cells, matrices, strict=True)
+    ]
+    _require_enough(rna, cells, kept, parameters)
+    filtered = _annotated(rna, cells, kept[0], n_cells[0], OUR_COLUMNS)
+    if atac is None:
+        return FilteredCells(filtered, None)
+    n_closed = int((n_cells[1] == 0).sum())
+    logger.info(
+        "ATAC: left out %d cells that have enough genes but none of the peaks kept (or "
+        "the reverse), %d peaks open in no cell kept, and %d more that are open in "
+        "fewer than %d",
+        enough.sum() - cells.sum(),
+        n_closed,
+        (~kept[1]).sum() - n_closed,
+        matrices[1][1],
+    )
+    return FilteredCells(
+        filtered, _annotated(atac, cells, kept[1], n_cells[1], ATAC_COLUMNS)
+    )
+
+
+def _settle(
+    matrices: Sequence[tuple[sp.csr_matrix, int]], cells: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], list[npt.NDArray[np.int64]]]:
+    """Leave out cells that have no count in the columns kept, until none is left.
+
+    Parameters
+    ----------
+    matrices
+        Counts of the same cells, and in how many cells a column must be to be kept.
+    cells
+        Which cells are kept at first.
+
+    Returns
+    -------
+    Which cells are kept, and for each matrix in how many of them each column is.
+    """
+    while True:
+        n_cells = [rows_per_column(counts, cells) for counts, _ in matrices]
+        expressed = cells.copy()
+        for number, (counts, least) in zip(n_cells, matrices, strict=True):
+            expressed &= values_per_row(counts, number >= least) > 0
+        if np.array_equal(expressed, cells):
+            return cells, n_cells
+        cells = expressed
+
+
+def _require_enough(
+    rna: RawCells,
+    cells: npt.NDArray[np.bool_],
+    kept: Sequence[npt.NDArray[np.bool_]],
+    parameters: InputParameters,
+) -> None:
+    """Refuse filters that leave too few cells, genes or peaks."""
+    if cells.sum() >= LEAST_CELLS and all(k.sum() >= LEAST_GENES for k in kept):
+        return
+    filtering, atac = parameters.filtering, parameters.atac
+    n_genes = np.diff(rna.counts.indptr)
+    peaks = ""
+    if atac is not None:
+        peaks = (
+            f" (input_ds.atac.min_cells {atac.min_cells}: {kept[1].sum()} of "
+            f"{len(kept[1])} peaks)"
         )
-        raise DataError(msg)
-    obs = _clean(raw.obs.iloc[kept], "obs", OUR_COLUMNS)
-    obs["n_genes"] = n_genes[kept].astype(np.int64)
+    msg = (
+        f"input_ds.filtering: min_genes {filtering.min_genes} and min_cells "
+        f"{filtering.min_cells} leave {cells.sum()} of {len(cells)} cells and "
+        f"{kept[0].sum()} of {len(kept[0])} genes{peaks}; at least {LEAST_CELLS} cells "
+        f"and {LEAST_GENES} genes are needed.\n    A cell expresses "
+        f"{np.median(n_genes):g} genes (median). Lower min_genes or min_cells, and "
+        f"check that the file holds cells x genes, not the reverse."
+    )
+    raise DataError(msg)
+
+
+def _annotated(
+    raw: RawCells,
+    cells: npt.NDArray[np.bool_],
+    features: npt.NDArray[np.bool_],
+    n_cells: npt.NDArray[np.int64],
+    columns: tuple[str, ...],
+) -> ad.AnnData:
+    """Return the cells and features kept, with the numbers that `columns` names.
+
+    The first is the number of features of a cell, before any is left out.
+    """
+    n_features = np.diff(raw.counts.indptr)
+    counts = keep(raw.counts, cells, features)
+    obs = _clean(raw.obs[cells], "obs", columns)
+    obs[columns[0]] = n_features[cells].astype(np.int64)
     obs["n_counts"] = row_sums(counts)
-    var = _clean(raw.var[genes], "var", ("n_cells",))
-    var["n_cells"] = n_cells[genes]
+    var = _clean(raw.var[features], "var", ("n_cells",))
+    var["n_cells"] = n_cells[features]
     return ad.AnnData(counts, obs, var)
 
 
@@ -224,70 +278,6 @@ def add_splits(cells: ad.AnnData, parameters: InputParameters) -> None:
     cells.obs["split"] = pd.Categorical(splits, categories=SPLITS)
 
 
-def _columns(parameters: InputParameters) -> dict[str, str]:
-    """Return the obs columns that must be there, and the parameter that names each."""
-    clustering, split = parameters.clustering, parameters.split
-    ours = dict.fromkeys(parameters.other_covariates, "covariates name")
-    ours[clustering.label] = "clustering: key is"
-    for column in OUR_COLUMNS:
-        if column in ours:
-            msg = (
-                f'input_ds.{ours[column]} "{column}", a column that we write. Give it '
-                f"another name in the raw file."
-            )
-            raise ConfigError(msg)
-    columns = dict.fromkeys(parameters.other_covariates, "input_ds.covariates")
-    if split.by is not None:
-        columns[split.by] = "input_ds.split.by"
-    if clustering.res is None:
-        columns[clustering.label] = "input_ds.clustering.key"
-    return columns
-
-
-def _choose_counts(
-    parameters: InputParameters, raw: RawFile
-) -> tuple[str, sp.csr_matrix]:
-    """Read the first matrix that suits; say what is wrong with each if none does."""
-    layers = ", ".join(raw.matrices) or "none"
-    if parameters.layer == "auto":
-        names = [name for name in ("X", "raw", "counts") if name in raw.matrices]
-    elif parameters.layer in raw.matrices:
-        names = [parameters.layer]
-    else:
-        msg = (
-            f'input_ds.layer: no "{parameters.layer}" in {parameters.raw_input}.'
-            f"{did_you_mean(parameters.layer, raw.matrices)}\n    It has: {layers}."
-        )
-        raise ConfigError(msg)
-    refusals = []
-    for name in names:
-        var = raw.matrices[name].var
-        if not len(raw.obs) or not len(var):
-            refusals.append(
-                f"{_place(name)} is {len(raw.obs)} cells x {len(var)} genes"
-            )
-            continue
-        try:
-            return name, read_matrix(
-                parameters.raw_input, raw, name, counts=parameters.counts
-            )
-        except UnsuitableValueError as error:
-            cell, gene = raw.obs.index[error.row], var.index[error.column]
-            refusals.append(
-                f'{_place(name)} holds {error.value:g} (cell "{cell}", gene "{gene}")'
-            )
-    needed, advice = "finite and not negative", ""
-    if parameters.counts:
-        needed = "non-negative integers"
-        advice = ", or set input_ds.counts to false for values that are no integers"
-    msg = (
-        f"{parameters.raw_input}: no counts: {'; '.join(refusals) or 'no X'}. "
-        f"They must be {needed}.\n    Say where they are with input_ds.layer (here: "
-        f"{layers}){advice}."
-    )
-    raise DataError(msg)
-
-
 def _clean(table: pd.DataFrame, name: str, ours: tuple[str, ...]) -> pd.DataFrame:
     """Return the columns that can be written; those in `ours` are about to change."""
     cleaned, dropped = writable_columns(table)
@@ -297,7 +287,3 @@ def _clean(table: pd.DataFrame, name: str, ours: tuple[str, ...]) -> pd.DataFram
     if replaced:
         logger.info("%s columns replaced: %s", name, ", ".join(replaced))
     return cleaned
-
-
-def _place(name: str) -> str:
-    return name if name in ("X", "raw") else f'layer "{name}"'

@@ -16,8 +16,13 @@ FILES = (".h5ad", ".h5", ".h5mu", ".loom", *TEXT)
 MTX = "mtx folder"
 
 
-def raw_format(raw_input: str) -> str:
+def raw_format(raw_input: str, key: str = "input_ds.raw_input") -> str:
     """Return the format of a raw file: its suffix, `MTX` or `BUILTIN_PREFIX`.
+
+    Parameters
+    ----------
+    key
+        The parameter that names the file.
 
     Raises
     ------
@@ -30,9 +35,7 @@ def raw_format(raw_input: str) -> str:
     name = path.name.lower()
     if not path.exists():
         reason = "a link to nothing" if path.is_symlink() else "no such file or folder"
-        msg = (
-            f"{path}: {reason}. Check input_ds.raw_input.\n    Formats read: {FORMATS}."
-        )
+        msg = f"{path}: {reason}. Check {key}.\n    Formats read: {FORMATS}."
         raise DataError(msg)
     if path.is_dir():
         return ".zarr" if name.endswith(".zarr") else MTX

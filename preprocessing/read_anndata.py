@@ -1,4 +1,4 @@
-"""Readers of AnnData files: .h5ad, .zarr, the RNA of .h5mu, and the embedded data."""
+"""Readers of AnnData files: .h5ad, .zarr, one modality of .h5mu, the embedded data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from anndata.io import read_elem
 
 from cellgan.errors import DataError
+from cellgan.manifest import ATAC, RNA
 from preprocessing.raw_file import RawFile, matrix_in_memory, stored_matrix
 
 RECOVERY_TOLERANCE = 0.1
@@ -49,14 +50,19 @@ def read_zarr(path: Path, _files: contextlib.ExitStack) -> RawFile:
     return _anndata_group(zarr.open_group(str(path), mode="r"))
 
 
-def read_h5mu(path: Path, files: contextlib.ExitStack) -> RawFile:
-    """Open the modality "rna" of an .h5mu file, with the columns that all share."""
+def read_h5mu(path: Path, files: contextlib.ExitStack, modality: str) -> RawFile:
+    """Open a modality of an .h5mu file; RNA with the columns that all share."""
     file = files.enter_context(h5py.File(path, "r"))
     modalities = list(file["mod"])
-    if "rna" not in modalities:
-        msg = f'{path}: no modality "rna"; modalities found: {", ".join(modalities)}.'
+    if modality not in modalities:
+        found = ", ".join(modalities)
+        msg = f'{path}: no modality "{modality}"; modalities found: {found}.'
+        if modality == ATAC:
+            msg += "\n    Rename it, or name a file of it in input_ds.atac.raw_input."
         raise DataError(msg)
-    raw = _anndata_group(file["mod/rna"])
+    raw = _anndata_group(file["mod"][modality])
+    if modality != RNA:
+        return raw
     shared = read_elem(file["obs"])
     new = [column for column in shared.columns if column not in raw.obs.columns]
     return raw._replace(obs=raw.obs.join(shared[new]))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import scipy.sparse as sp
 
-from cellgan.config import BUILTIN_PREFIX
+from cellgan.config import BUILTIN_PREFIX, H5MU
 from cellgan.errors import DataError
+from cellgan.manifest import RNA
 from preprocessing.raw_file import RawFile
 from preprocessing.raw_formats import FORMATS, MTX, TEXT, raw_format
 from preprocessing.read_10x import read_10x_h5, read_mtx
@@ -26,7 +27,6 @@ from preprocessing.sparse_blocks import UnsuitableValueError, assemble
 READERS: dict[str, Callable[..., RawFile]] = {
     ".h5ad": read_h5ad,
     ".h5": read_10x_h5,
-    ".h5mu": read_h5mu,
     ".loom": read_loom,
     ".zarr": read_zarr,
     MTX: read_mtx,
@@ -46,7 +46,9 @@ UNREADABLE = (
 
 
 @contextlib.contextmanager
-def open_raw_file(raw_input: str, obs_columns: Sequence[str] = ()) -> Iterator[RawFile]:
+def open_raw_file(
+    raw_input: str, obs_columns: Sequence[str] = (), modality: str = RNA
+) -> Iterator[RawFile]:
     """Open a raw file.
 
     Parameters
@@ -55,6 +57,8 @@ def open_raw_file(raw_input: str, obs_columns: Sequence[str] = ()) -> Iterator[R
         Path of a file or folder, or ``builtin:<name>``.
     obs_columns
         Columns of a text file that describe cells; all others are genes.
+    modality
+        Which one of an .h5mu file; other files hold one alone.
 
     Raises
     ------
@@ -69,6 +73,8 @@ def open_raw_file(raw_input: str, obs_columns: Sequence[str] = ()) -> Iterator[R
                 raw = read_builtin()
             elif found in TEXT:
                 raw = read_text(path, obs_columns)
+            elif found == H5MU:
+                raw = read_h5mu(path, files, modality)
             else:
                 raw = READERS[found](path, files)
         yield raw

@@ -168,6 +168,19 @@ def row_sums(matrix: sp.csr_matrix) -> npt.NDArray[np.float64]:
     return sums
 
 
+def values_per_row(
+    matrix: sp.csr_matrix, columns: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Count, for each row, the values it has in the chosen columns."""
+    counts = np.zeros(matrix.shape[0], dtype=np.int64)
+    for start, block in row_blocks(matrix):
+        row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        chosen = row[columns[block.indices]]
+        stop = start + block.shape[0]
+        counts[start:stop] = np.bincount(chosen, minlength=stop - start)
+    return counts
+
+
 def rows_per_column(
     matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:

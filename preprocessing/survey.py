@@ -17,8 +17,8 @@ from preprocessing.process_raw import (
     add_labels,
     add_splits,
     filter_counts,
-    read_counts,
 )
+from preprocessing.raw_counts import read_atac, read_counts
 
 ASSUMED_CLUSTERS = 10
 """Clusters are not computed for a survey; the cost hardly depends on their number."""
@@ -30,7 +30,8 @@ class Survey(NamedTuple):
     manifest: DatasetManifest
     """As processing has written it or would write it, but for clusters."""
     n_values: int | None
-    """Counts that are not zero, after filtering; None if ``processed.h5ad`` is gone."""
+    """Counts of all modalities that are not zero, after filtering; None if the
+    processed file is gone."""
 
 
 def survey(experiment: Experiment) -> Survey:
@@ -44,7 +45,9 @@ def survey(experiment: Experiment) -> Survey:
     if experiment.is_processed:
         return Survey(experiment.manifest(), _stored_values(experiment.processed_file))
     parameters = experiment.parameters.input_ds
-    cells = filter_counts(read_counts(parameters), parameters.filtering)
+    raw = read_counts(parameters)
+    raw_atac = read_atac(parameters, raw.obs.index)
+    cells, atac = filter_counts(raw, raw_atac, parameters)
     if parameters.clustering.res is None:
         add_labels(cells, parameters)
     else:
@@ -53,11 +56,14 @@ def survey(experiment: Experiment) -> Survey:
         cells.obs[parameters.clustering.label] = pd.Categorical.from_codes(codes, names)
     add_covariates(cells, parameters)
     add_splits(cells, parameters)
-    return Survey(make_manifest(cells, parameters, shards={}), int(cells.X.nnz))
+    manifest = make_manifest(cells, parameters, {}, atac)
+    n_values = cells.X.nnz + (0 if atac is None else atac.X.nnz)
+    return Survey(manifest, int(n_values))
 
 
 def _stored_values(path: Path) -> int | None:
     if not path.exists():
         return None
     with h5py.File(path, "r") as file:
-        return int(file["X/data"].shape[0])
+        modalities = file["mod"].values() if "mod" in file else [file]
+        return sum(int(modality["X/data"].shape[0]) for modality in modalities)

@@ -12,6 +12,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from tqdm import tqdm
 
 from cellgan.records import (
@@ -19,6 +20,7 @@ from cellgan.records import (
     TEST_FILE,
     TRAIN_FILES,
     VALID_FILE,
+    AtacRecords,
     CellRecords,
     RecordSchema,
     write_shard,
@@ -29,12 +31,13 @@ BLOCK_CELLS = 512
 """Cells encoded at once, in each thread."""
 
 
-def write_tfrecords(
+def write_tfrecords(  # noqa: PLR0913 -- two modalities, and what of them
     adata: ad.AnnData,
     folder: Path,
     *,
     label: str,
     covariates: Sequence[str] = (),
+    atac: ad.AnnData | None = None,
     record_values: str,
     target_library_size: int,
     seed: int,
@@ -49,6 +52,8 @@ def write_tfrecords(
         The code of a label is its position among the categories.
     covariates
         Other categoricals of obs that the records hold.
+    atac
+        ATAC counts of the same cells in the same order, of the form of `adata`'s.
     record_values
         ``"counts"``, or ``"normalized"`` for the values of the reference: scaled to
         `target_library_size`.
@@ -75,14 +80,14 @@ def write_tfrecords(
     n_categories = {
         name: len(adata.obs[name].cat.categories) for name in (label, *covariates)
     }
-    schema = RecordSchema(adata.n_vars, label, n_categories)
+    n_peaks = 0 if atac is None else atac.n_vars
+    schema = RecordSchema(adata.n_vars, label, n_categories, n_peaks)
     rows_of = assign_files(adata.obs["split"], seed)
 
     def write(file: str) -> None:
-        blocks = (
-            _cells(adata, rows_of[file][start : start + BLOCK_CELLS], schema, scale)
-            for start in range(0, len(rows_of[file]), BLOCK_CELLS)
-        )
+        starts = range(0, len(rows_of[file]), BLOCK_CELLS)
+        cuts = (rows_of[file][start : start + BLOCK_CELLS] for start in starts)
+        blocks = (_cells(adata, rows, schema, scale, atac) for rows in cuts)
         write_shard(folder / file, _counted(blocks, bar), schema)
 
     with (
@@ -125,6 +130,7 @@ def _cells(
     rows: npt.NDArray[np.int64],
     schema: RecordSchema,
     scale: int | None,
+    atac: ad.AnnData | None,
 ) -> CellRecords:
     obs = adata.obs.iloc[rows]
     values = adata.X[rows]
@@ -141,7 +147,12 @@ def _cells(
         codes={
             name: obs[name].cat.codes.to_numpy(np.int32) for name in schema.n_categories
         },
+        atac=None if atac is None else _open_peaks(atac.X[rows]),
     )
+
+
+def _open_peaks(values: sp.csr_matrix) -> AtacRecords:
+    return AtacRecords(values, values.sum(axis=1).A1.astype(np.int64))
 
 
 def _counted(blocks: Iterable[CellRecords], bar: tqdm[Any]) -> Iterator[CellRecords]:

@@ -20,9 +20,10 @@ class RecordsFolder(NamedTuple):
     folder: Path
     manifest: DatasetManifest
     cells: ad.AnnData
+    atac: ad.AnnData | None = None
 
 
-def make_records(
+def make_records(  # noqa: PLR0913 -- what tests vary
     folder: Path,
     n_cells: int = 60,
     n_genes: int = 30,
@@ -30,13 +31,23 @@ def make_records(
     target_library_size: int = 1000,
     n_valid: int = 9,
     n_test: int = 5,
+    n_peaks: int = 0,
 ) -> RecordsFolder:
-    """Write synthetic cells; the last rows are validation and test cells."""
+    """Write synthetic cells; the last rows are validation and test cells.
+
+    With peaks, they are synthetic counts too.
+    """
     cells = annotated_cells(n_cells, n_genes, n_valid, n_test)
+    atac = None
+    if n_peaks:
+        atac = ad.AnnData(make_cells(n_cells, n_peaks, seed=1).counts)
+        atac.var_names = [f"peak {peak}" for peak in range(n_peaks)]
+    features = {"rna": cells} if atac is None else {"rna": cells, "atac": atac}
     shards = write_tfrecords(
         cells,
         folder,
         label="cluster",
+        atac=atac,
         record_values=record_values,
         target_library_size=target_library_size,
         seed=3,
@@ -44,7 +55,7 @@ def make_records(
     categories = cells.obs["cluster"].cat.categories
     sizes = cells.obs["split"].value_counts()
     manifest = DatasetManifest(
-        features={"rna": tuple(cells.var_names)},
+        features={name: tuple(found.var_names) for name, found in features.items()},
         covariates={"cluster": CovariateVocabulary(tuple(categories))},
         label="cluster",
         target_library_size=target_library_size,
@@ -54,7 +65,7 @@ def make_records(
         library_sizes={},
         shards=shards,
     )
-    return RecordsFolder(folder, manifest, cells)
+    return RecordsFolder(folder, manifest, cells, atac)
 
 
 def annotated_cells(

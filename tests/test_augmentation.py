@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.augmentation import augment, mean_and_interval
+from cellgan.config import parse_experiment
 from cellgan.errors import ConfigError, DataError, TrainingError
 from cellgan.evaluation import recognition
 from cellgan.experiment import Experiment, write_json
@@ -332,3 +333,10 @@ def test_interval_of_one_value_is_unknown():
     mean, *ends = mean_and_interval([0.5])
     assert mean == 0.5
     assert np.isnan(ends).all()
+
+
+def test_augmentation_of_two_modalities_is_refused(experiment, rooms):
+    block = {"input_ds": {"raw_input": "a.h5mu", "atac": {}}}
+    both = Experiment(experiment.folder, parse_experiment(block, "test"))
+    with pytest.raises(ConfigError, match=r"RNA alone. Use an exp.* input_ds.atac"):
+        rooms.augment(both)

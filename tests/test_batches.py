@@ -174,6 +174,75 @@ def test_shapes_are_static(records, source) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def multiome(tmp_path_factory: pytest.TempPathFactory) -> RecordsFolder:
+    return make_records(tmp_path_factory.mktemp("multiome") / "records", n_peaks=47)
+
+
+@each_source
+def test_batch_holds_both_modalities_of_its_cells(multiome, source) -> None:
+    drawn = draw(multiome, 6, source=source)
+
+    rows = rows_of(multiome, drawn)
+    peaks = multiome.atac.X.toarray()[rows]
+    found = np.concatenate([batch.features["atac"] for batch in drawn])
+    assert found.dtype == np.float32
+    assert np.array_equal(found, peaks)
+    sizes = np.concatenate([batch.library_size["atac"] for batch in drawn])
+    assert sizes.dtype == np.float32
+    assert np.array_equal(sizes, peaks.sum(axis=1))
+    rna_sizes = np.concatenate([batch.library_size["rna"] for batch in drawn])
+    assert np.array_equal(rna_sizes, multiome.cells.X[rows].sum(axis=1).A1)
+
+
+@each_source
+def test_shapes_of_both_modalities_are_static(multiome, source) -> None:
+    element = training_batches(
+        multiome.folder, multiome.manifest, batch_size=8, seed=0, source=source
+    ).element_spec
+
+    assert element.features == {
+        "rna": tf.TensorSpec((8, 30), tf.float32),
+        "atac": tf.TensorSpec((8, 47), tf.float32),
+    }
+    assert element.library_size == {
+        name: tf.TensorSpec((8,), tf.float32) for name in ("rna", "atac")
+    }
+
+
+@each_source
+def test_order_of_cells_is_the_same_with_a_second_modality(
+    records, multiome, source
+) -> None:
+    of_one, of_both = (
+        rows_of(folder, draw(folder, 9, source=source))
+        for folder in (records, multiome)
+    )
+
+    assert of_one.tolist() == of_both.tolist()
+
+
+def test_evaluation_batches_hold_both_modalities(multiome) -> None:
+    (batch,) = evaluation_batches(
+        multiome.folder, multiome.manifest, "valid", batch_size=99
+    )
+
+    rows = rows_of(multiome, [batch])
+    assert np.array_equal(batch.features["atac"], multiome.atac.X.toarray()[rows])
+
+
+def test_memory_of_both_modalities_is_counted(multiome, monkeypatch) -> None:
+    rows = training_rows(multiome)
+    n_values = multiome.cells.X[rows].nnz + multiome.atac.X[rows].nnz
+    needed = 8 * n_values / batches.MEMORY_SHARE
+    chosen = []
+    for available in (needed * 1.01, needed * 0.99):
+        monkeypatch.setattr(batches, "_available_bytes", lambda n=available: n)
+        chosen.append(choose_data_source(multiome.folder, multiome.manifest, "auto"))
+
+    assert chosen == ["memory", "disk"]
+
+
 def test_memory_order_mixes_cells_of_all_files(records) -> None:
     """The mean place of a row over many epochs is the middle, within 5 errors."""
     n_cells, n_epochs = len(training_rows(records)), 400

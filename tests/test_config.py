@@ -139,6 +139,18 @@ def test_covariates_besides_the_label_are_in_one_order(tmp_path: Path) -> None:
     assert parameters.other_covariates == ("donor", "sex")
 
 
+def test_atac_is_off_until_its_block_is_there(tmp_path: Path) -> None:
+    without, found = (
+        load_parameters(edited(tmp_path, lambda e, new=new: e["input_ds"].update(new)))
+        .experiments["pbmc"]
+        .input_ds.atac
+        for new in ({}, {"atac": {"raw_input": "Peaks.H5AD"}})
+    )
+
+    assert without is None
+    assert (found.layer, found.min_cells, found.values) == ("auto", 5, "counts")
+
+
 WRONG = {
     "misspelt key": (
         lambda e: e["training"].update(critic_iter=5),
@@ -226,6 +238,28 @@ WRONG = {
     "a covariate without a name": (
         lambda e: e["input_ds"].update(covariates=[""]),
         r'input_ds\.covariates: "" found, expected',
+    ),
+    "misspelt key in a block that may be null": (
+        lambda e: e["input_ds"].update(raw_input="x.h5mu", atac={"min_cell": 3}),
+        r'input_ds\.atac: unknown key "min_cell"\. Did you mean "min_cells"',
+    ),
+    "wrong value in a block that may be null": (
+        lambda e: e["input_ds"].update(raw_input="x.h5mu", atac={"values": "open"}),
+        r"input_ds\.atac\.values: \"open\" found, expected 'counts' or 'binary'",
+    ),
+    "ATAC in the records of the original": (
+        lambda e: e["input_ds"].update(
+            raw_input="x.h5mu", atac={}, record_values="normalized"
+        ),
+        r'input_ds: record_values is "normalized", .* no place for atac\. Set it to',
+    ),
+    "no file of ATAC": (
+        lambda e: e["input_ds"].update(atac={}),
+        r'atac\.raw_input is null, so raw_input must be an \.h5mu .* is "raw\.h5ad"',
+    ),
+    "ATAC in a file of another format": (
+        lambda e: e["input_ds"].update(atac={"raw_input": "peaks.mtx"}),
+        r'atac\.raw_input is "peaks\.mtx", expected an \.h5ad file',
     ),
     "missing input": (
         lambda e: e["input_ds"].pop("raw_input"),

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cellgan import estimate, models
 from cellgan.config import parse_experiment
@@ -19,6 +20,7 @@ from cellgan.estimate import (
     estimate_maps,
     estimate_processing,
     forget_peak_memory,
+    made_up_batches,
     peak_memory,
 )
 from cellgan.generation import piece_size
@@ -194,3 +196,18 @@ def test_the_table_has_units_that_suit_and_no_zeros(manifest):
         ["train,", "9", "maps", "4", "MB", "2.0", "h", "drawn"],
         ["evaluate", "4.0", "GB", "4", "min", "for", "5,000", "held-out", "cells"],
     ]
+
+
+def test_made_up_batches_have_the_modalities_of_the_data(manifest):
+    both = dataclasses.replace(
+        manifest,
+        features={**manifest.features, "atac": ("peak 1", "peak 2", "peak 3")},
+        binary=("atac",),
+    )
+    strategy = tf.distribute.get_strategy()
+    batch = next(made_up_batches(both, parameters(), strategy))
+    assert batch.features["rna"].shape == (128, N_GENES)
+    assert set(batch.features["atac"].numpy().ravel()) == {0, 1}
+    sizes = batch.features["atac"].numpy().sum(axis=1)
+    assert batch.library_size["atac"].numpy().tolist() == sizes.tolist()
+    assert "genes and 3 peaks on" in describe("pbmc", both, [])

@@ -190,6 +190,18 @@ def test_manifest_of_a_reference_folder_names_what_is_missing() -> None:
         reference_manifest(block, "parameters.json")
 
 
+def test_processed_file_holds_modalities_when_there_are_two(tmp_path: Path) -> None:
+    blocks = ({"raw_input": "a.h5mu"}, {"raw_input": "a.h5mu", "atac": {}})
+
+    files = [
+        Experiment(tmp_path, parse_experiment({"input_ds": block}, "test"))
+        for block in blocks
+    ]
+
+    names = [experiment.processed_file.name for experiment in files]
+    assert names == ["processed.h5ad", "processed.h5mu"]
+
+
 def test_unprocessed_experiment_says_what_to_run(experiment: Experiment) -> None:
     assert not experiment.is_processed
     with pytest.raises(DataError, match=r"manifest\.json: no such file\. Run --proc"):

@@ -24,7 +24,7 @@ from cellgan.manifest import (
 )
 
 MANIFEST = DatasetManifest(
-    features={"rna": ("CD3D", "LYZ")},
+    features={"rna": ("CD3D", "LYZ"), "atac": ("peak 1", "peak 2", "peak 3")},
     covariates={
         "cell_type": CovariateVocabulary(("B cell", "T cell")),
         "age": CovariateVocabulary(("old", "young")),
@@ -38,7 +38,10 @@ MANIFEST = DatasetManifest(
         "valid": {"cell_type": (0, 1), "age": (0, 1)},
         "test": {"cell_type": (0, 0), "age": (0, 0)},
     },
-    library_sizes={"rna": ((500.0,), (400.0, 450.0, 900.0))},
+    library_sizes={
+        "rna": ((500.0,), (400.0, 450.0, 900.0)),
+        "atac": ((2.0,), (1.0, 1.0, 3.0)),
+    },
     shards={"train-0.tfrecords": 4, "validate.tfrecords": 1},
     combinations=(
         Combination(
@@ -53,9 +56,10 @@ MANIFEST = DatasetManifest(
             3,
             {"rna": 6.3},
             {"rna": 0.4},
-            {"rna": (400.0, 450.0, 900.0)},
+            {"rna": (400.0, 450.0, 900.0), "atac": (3.0, 1.0, 1.0)},
         ),
     ),
+    binary=("atac",),
 )
 
 

@@ -18,6 +18,7 @@ from cellgan.errors import DataError
 from cellgan.experiment import reference_manifest
 from cellgan.records import (
     RECORD_FILES,
+    AtacRecords,
     CellRecords,
     RecordSchema,
     concatenate,
@@ -31,33 +32,44 @@ from cellgan.tfrecords import write_records
 from tests.manifests import make_manifest
 
 N_GENES = 2**14 + 100
+N_PEAKS = 2**14 + 200
 SCHEMA = RecordSchema(N_GENES, "cell type", {"cell type": 3, "donor": 200})
+MULTIOME = SCHEMA._replace(n_peaks=N_PEAKS)
 
 
 @st.composite
-def cell_records(draw: st.DrawFn) -> CellRecords:
-    """Cells with few values, some with none, at positions of 1 to 3 bytes."""
-    n_cells = draw(st.integers(1, 5))
+def sparse_rows(draw: st.DrawFn, n_cells: int, n_columns: int) -> sp.csr_matrix:
+    """Rows with few values, some with none, at positions of 1 to 3 bytes."""
     positions = st.sampled_from([0, 127, 128, 2**14 - 1, 2**14]) | st.integers(
-        0, N_GENES - 1
+        0, n_columns - 1
     )
     value = st.floats(0.0, 1e6, width=32, exclude_min=True)
     rows = [draw(st.dictionaries(positions, value, max_size=6)) for _ in range(n_cells)]
     ordered = [sorted(row.items()) for row in rows]
+    return sp.csr_matrix(
+        (
+            np.array([v for row in ordered for _, v in row], np.float32),
+            np.array([p for row in ordered for p, _ in row], np.int32),
+            np.cumsum([0, *map(len, ordered)]),
+        ),
+        shape=(n_cells, n_columns),
+    )
+
+
+@st.composite
+def cell_records(draw: st.DrawFn, n_peaks: int = 0) -> CellRecords:
+    n_cells = draw(st.integers(1, 5))
 
     def each(elements: st.SearchStrategy[int]) -> np.ndarray:
         size = {"min_size": n_cells, "max_size": n_cells}
         return np.array(draw(st.lists(elements, **size)), dtype=np.int64)
 
+    atac = None
+    if n_peaks:
+        peaks = draw(sparse_rows(n_cells, n_peaks))
+        atac = AtacRecords(peaks, each(st.integers(0, 2**40)))
     return CellRecords(
-        values=sp.csr_matrix(
-            (
-                np.array([v for row in ordered for _, v in row], np.float32),
-                np.array([p for row in ordered for p, _ in row], np.int32),
-                np.cumsum([0, *map(len, ordered)]),
-            ),
-            shape=(n_cells, N_GENES),
-        ),
+        values=draw(sparse_rows(n_cells, N_GENES)),
         barcodes=[draw(st.text(max_size=8)) for _ in range(n_cells)],
         genes_no=each(st.integers(0, 2**20)),
         count_no=each(st.integers(0, 2**40)),
@@ -65,6 +77,7 @@ def cell_records(draw: st.DrawFn) -> CellRecords:
             "cell type": each(st.integers(0, 2)).astype(np.int32),
             "donor": each(st.integers(0, 199)).astype(np.int32),
         },
+        atac=atac,
     )
 
 
@@ -105,6 +118,13 @@ def assert_equal(found: CellRecords, expected: CellRecords) -> None:
         assert np.array_equal(found.codes[name], codes)
 
 
+def assert_equal_atac(found: CellRecords, expected: CellRecords) -> None:
+    assert found.atac.values.dtype == np.float32
+    assert found.atac.values.shape == expected.atac.values.shape
+    assert (found.atac.values != expected.atac.values).nnz == 0
+    assert np.array_equal(found.atac.count_no, expected.atac.count_no)
+
+
 def some_cells(n_cells: int = 4, n_genes: int = 6, n_labels: int = 2) -> CellRecords:
     counts = np.arange(n_cells * n_genes, dtype=np.float32).reshape(n_cells, n_genes)
     return CellRecords(
@@ -142,6 +162,97 @@ def test_example_that_the_reference_builds_is_decoded_to_the_same_cells(
 @given(cell_records())
 def test_decoding_inverts_encoding(cells: CellRecords) -> None:
     assert_equal(decode_examples(encode_examples(cells, SCHEMA), SCHEMA), cells)
+
+
+@settings(deadline=None, max_examples=50)
+@given(cell_records(N_PEAKS))
+def test_decoding_inverts_encoding_of_both_modalities(cells: CellRecords) -> None:
+    found = decode_examples(encode_examples(cells, MULTIOME), MULTIOME)
+
+    assert_equal(found, cells)
+    assert_equal_atac(found, cells)
+
+
+@settings(deadline=None, max_examples=20)
+@given(cell_records(N_PEAKS))
+def test_peaks_are_features_beside_those_of_the_reference(cells: CellRecords) -> None:
+    examples = map(tf.train.Example.FromString, encode_examples(cells, MULTIOME))
+
+    for row, example in enumerate(examples):
+        found = dict(example.features.feature)
+        peaks = cells.atac.values[row]
+        assert found.pop("atac_indices").int64_list.value == peaks.indices.tolist()
+        assert found.pop("atac_values").float_list.value == peaks.data.tolist()
+        total = int(cells.atac.count_no[row])
+        assert found.pop("atac_count_no").int64_list.value == [total]
+        assert found == dict(example_of(cells, row).features.feature)
+
+
+def test_record_of_rna_alone_is_the_same_as_ever() -> None:
+    """Bytes that were written before there was ATAC."""
+    cells = CellRecords(
+        values=sp.csr_matrix(np.array([[0, 2, 0, 1]], np.float32)),
+        barcodes=["AC-1"],
+        genes_no=np.array([300]),
+        count_no=np.array([3]),
+        codes={"cluster": np.array([1], np.int32)},
+    )
+
+    (record,) = encode_examples(cells, RecordSchema(4, "cluster", {"cluster": 2}))
+
+    assert record == (
+        b"\n\x95\x01\n\x11\n\x07indices\x12\x06\x1a\x04\n\x02\x01\x03"
+        b"\n\x16\n\x06values\x12\x0c\x12\n\n\x08\x00\x00\x00@\x00\x00\x80?"
+        b"\n\x13\n\x07barcode\x12\x08\n\x06\n\x04AC-1"
+        b"\n\x12\n\x08genes_no\x12\x06\x1a\x04\n\x02\xac\x02"
+        b"\n\x11\n\x08count_no\x12\x05\x1a\x03\n\x01\x03"
+        b"\n\x16\n\x0ccluster_1hot\x12\x06\x1a\x04\n\x02\x00\x01"
+        b"\n\x14\n\x0bcluster_int\x12\x05\x1a\x03\n\x01\x01"
+    )
+
+
+def test_blocks_of_both_modalities_are_joined_in_order(tmp_path: Path) -> None:
+    blocks = [
+        dataclasses.replace(
+            some_cells(n_cells),
+            atac=AtacRecords(
+                sp.csr_matrix(np.full((n_cells, 9), n_cells, np.float32)),
+                np.full(n_cells, 9 * n_cells),
+            ),
+        )
+        for n_cells in (2, 5)
+    ]
+    manifest = dataclasses.replace(
+        make_manifest(),
+        features={"rna": ("gene",) * 6, "atac": ("peak",) * 9},
+    )
+    path = tmp_path / "train-0.tfrecords"
+
+    write_shard(path, blocks, RecordSchema.of(manifest))
+
+    found = read_shard(path, manifest)
+    assert_equal(found, concatenate(blocks))
+    assert found.atac.count_no.tolist() == [18] * 2 + [45] * 5
+    assert found.atac.values.toarray().tolist() == [[2.0] * 9] * 2 + [[5.0] * 9] * 5
+
+
+@pytest.mark.parametrize(
+    ("n_peaks", "message"),
+    [(9, 'no feature "atac_indices": .* another run'), (3, "peak has number 3, ")],
+)
+def test_peaks_that_are_not_those_of_the_data_set_are_refused(
+    n_peaks: int, message: str
+) -> None:
+    schema = RecordSchema(6, "cluster", {"cluster": 2}, 4)
+    cells = some_cells(1)
+    atac = AtacRecords(sp.csr_matrix(np.ones((1, 4), np.float32)), np.array([4]))
+    records = {
+        9: encode_examples(cells, schema),
+        3: encode_examples(dataclasses.replace(cells, atac=atac), schema),
+    }
+
+    with pytest.raises(DataError, match=message):
+        decode_examples(records[n_peaks], schema._replace(n_peaks=n_peaks))
 
 
 def test_feature_that_is_not_needed_is_ignored() -> None:

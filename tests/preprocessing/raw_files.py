@@ -179,6 +179,15 @@ def h5mu(adata: ad.AnnData, folder: Path) -> Path:
     return folder / "cells.h5mu"
 
 
+def multiome(rna: ad.AnnData, atac: ad.AnnData, folder: Path) -> Path:
+    """RNA and ATAC, each with its own columns."""
+    with h5py.File(folder / "multiome.h5mu", "w") as file:
+        write_elem(file, "mod/rna", rna)
+        write_elem(file, "mod/atac", atac)
+        write_elem(file, "obs", rna.obs[[]])
+    return folder / "multiome.h5mu"
+
+
 def _fill_10x(group: h5py.Group, adata: ad.AnnData) -> None:
     group["barcodes"] = adata.obs_names.to_numpy().astype("S")
     group["data"] = adata.X.data.astype(np.int32)

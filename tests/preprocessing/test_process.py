@@ -26,7 +26,8 @@ from cellgan.experiment import Experiment
 from cellgan.records import read_shard
 from preprocessing import experiment_folder
 from preprocessing.annotations import with_unique_names
-from preprocessing.process_raw import RawCells, filter_counts
+from preprocessing.process_raw import filter_counts
+from preprocessing.raw_counts import RawCells
 from tests.preprocessing import raw_files
 
 N_CELLS = 120
@@ -344,11 +345,11 @@ def filtering(min_genes: int, min_cells: int) -> object:
     parameters = parse_experiment(
         {"input_ds": {"raw_input": "x.h5ad", "filtering": block}}, "test"
     )
-    return parameters.input_ds.filtering
+    return parameters.input_ds
 
 
 def test_cells_are_filtered_before_genes():
-    kept = filter_counts(toy_cells(), filtering(2, 2))
+    kept = filter_counts(toy_cells(), None, filtering(2, 2)).rna
     assert list(kept.var_names) == ["g0", "g1"]  # g3 is in one of the kept cells
     assert kept.n_obs == 12
     assert kept.obs.loc["c0", "n_genes"] == 3  # before genes are filtered
@@ -357,21 +358,21 @@ def test_cells_are_filtered_before_genes():
 
 
 def test_empty_cells_and_genes_go_even_without_thresholds():
-    kept = filter_counts(toy_cells(), filtering(0, 0))
+    kept = filter_counts(toy_cells(), None, filtering(0, 0)).rna
     assert list(kept.var_names) == ["g0", "g1", "g3"]
     assert "c13" not in kept.obs_names
     assert kept.n_obs == 13
 
 
 def test_cells_that_gene_filtering_empties_go():
-    kept = filter_counts(toy_cells(), filtering(1, 3))
+    kept = filter_counts(toy_cells(), None, filtering(1, 3)).rna
     assert list(kept.var_names) == ["g0", "g1"]
     assert "c12" not in kept.obs_names
     assert (np.diff(kept.X.indptr) > 0).all()
 
 
 def test_thresholds_keep_what_equals_them():
-    kept = filter_counts(toy_cells(), filtering(2, 12))
+    kept = filter_counts(toy_cells(), None, filtering(2, 12)).rna
     assert kept.shape == (12, 2)
 
 
@@ -381,7 +382,7 @@ def test_too_little_left_is_refused_with_advice():
         r"10 cells and 2 genes are needed.\n.*A cell expresses 2 genes \(median\)"
     )
     with pytest.raises(DataError, match=expected):
-        filter_counts(toy_cells(), filtering(4, 1))
+        filter_counts(toy_cells(), None, filtering(4, 1))
 
 
 def test_columns_of_the_raw_file_that_we_write_are_replaced(caplog):
@@ -389,7 +390,7 @@ def test_columns_of_the_raw_file_that_we_write_are_replaced(caplog):
     raw.obs["n_genes"] = 999
     raw.obs["list"] = [[1]] * 14
     with caplog.at_level(logging.INFO, "preprocessing"):
-        kept = filter_counts(raw, filtering(1, 1))
+        kept = filter_counts(raw, None, filtering(1, 1)).rna
     assert kept.obs["n_genes"].max() == 3
     assert "obs columns replaced: n_genes" in caplog.text
     assert "obs columns left out, not writable: list" in caplog.text

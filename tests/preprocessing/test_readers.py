@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from cellgan.config import parse_experiment
 from cellgan.errors import ConfigError, DataError
 from preprocessing import read_anndata, sparse_blocks
-from preprocessing.process_raw import RawCells, read_counts
+from preprocessing.raw_counts import RawCells, read_counts
 from tests.preprocessing import raw_files
 
 FORMATS = [
@@ -127,7 +127,7 @@ MEASURE_READING = """
 import re, sys
 from pathlib import Path
 from cellgan.config import parse_experiment
-from preprocessing.process_raw import read_counts
+from preprocessing.raw_counts import read_counts
 
 def memory(field):
     status = Path("/proc/self/status").read_text()

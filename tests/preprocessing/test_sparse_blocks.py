@@ -20,6 +20,7 @@ from preprocessing.sparse_blocks import (
     row_ranges,
     row_sums,
     rows_per_column,
+    values_per_row,
 )
 
 MATRICES = hnp.arrays(
@@ -122,3 +123,14 @@ def test_largest_count_is_the_last_that_float32_separates_from_the_next():
     largest = sparse_blocks.LARGEST_COUNT
     assert np.float32(largest) != np.float32(largest - 1)
     assert np.float32(largest) == np.float32(largest + 1)
+
+
+@given(MATRICES, st.data(), st.integers(1, 20))
+def test_values_per_row_are_those_in_the_chosen_columns(dense, data, limit):
+    n_columns = dense.shape[1]
+    size = {"min_size": n_columns, "max_size": n_columns}
+    columns = np.array(data.draw(st.lists(st.booleans(), **size)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_ranges, "__defaults__", (limit,))
+        found = values_per_row(sp.csr_matrix(dense), columns)
+    assert found.tolist() == np.count_nonzero(dense[:, columns], axis=1).tolist()

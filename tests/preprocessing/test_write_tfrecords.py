@@ -21,7 +21,7 @@ from tests.records_folder import annotated_cells, make_records
 
 def test_every_cell_is_read_back_from_the_files_of_its_split(tmp_path: Path) -> None:
     # More cells than are encoded at once.
-    folder, manifest, cells = make_records(
+    folder, manifest, cells, _ = make_records(
         tmp_path / "records", n_cells=900, n_valid=600, n_test=100
     )
     row_of = {barcode: row for row, barcode in enumerate(cells.obs_names)}
@@ -147,7 +147,7 @@ def smallest_counts(scaled: np.ndarray) -> np.ndarray:
 
 
 def test_all_files_are_written_when_a_split_is_empty(tmp_path: Path) -> None:
-    folder, manifest, _ = make_records(tmp_path / "records", n_valid=0, n_test=0)
+    folder, manifest, *_ = make_records(tmp_path / "records", n_valid=0, n_test=0)
 
     assert sorted(file.name for file in folder.iterdir()) == sorted(RECORD_FILES)
     assert manifest.shards["validate.tfrecords"] == 0
