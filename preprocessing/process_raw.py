@@ -140,9 +140,8 @@ def filter_counts(
         return FilteredCells(filtered, None)
     n_closed = int((n_cells[1] == 0).sum())
     logger.info(
-        "ATAC: left out %d cells that have enough genes but none of the peaks kept (or "
-        "the reverse), %d peaks open in no cell kept, and %d more that are open in "
-        "fewer than %d",
+        "ATAC: left out %d cells without counts in both modalities, %d peaks open in "
+        "no cell, and %d more that are open in fewer than %d cells",
         enough.sum() - cells.sum(),
         n_closed,
         (~kept[1]).sum() - n_closed,

@@ -183,6 +183,16 @@ def test_manifest_of_a_reference_folder_counts_realised_cells(
     ] == [(0, 40, {}), (1, 27, {}), (2, 5, {})]
 
 
+def test_combinations_of_a_reference_folder_have_training_cells() -> None:
+    numbers = {**PREPROCESSED["train_cells_per_cluster"], "2": 0}
+    block = {**PREPROCESSED, "train_cells_per_cluster": numbers}
+
+    manifest = reference_manifest(block, "parameters.json")
+
+    codes = [combination.codes["cluster"] for combination in manifest.combinations]
+    assert codes == [0, 2]
+
+
 def test_manifest_of_a_reference_folder_names_what_is_missing() -> None:
     block = {key: value for key, value in PREPROCESSED.items() if key != "genes_no"}
 
