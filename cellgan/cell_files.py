@@ -7,11 +7,12 @@ consecutive sparse pieces, and each is written before the next is made. Everythi
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import scipy.io
 import scipy.sparse as sp
 import zarr
 
+from cellgan.cell_requests import MULTIMODAL
 from cellgan.errors import DataError
 from cellgan.experiment import replacing
 
 Pieces = Iterable[sp.csr_matrix]
+MultimodalPieces = Iterable[Mapping[str, sp.csr_matrix]]
 
 HDF5_OPTIONS = {"chunks": (2**16,), "compression": "gzip", "compression_opts": 1}
 """Chunks of 65,536 values: a few hundred cells, so rows can be read one by one."""
@@ -35,17 +38,19 @@ ZARR_OPTIONS = {"chunks": (2**20,)}
 GZIP_LEVEL = 1
 
 
-def write_cells(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
+def write_cells(
+    path: Path, frames: Mapping[str, anndata.AnnData], pieces: MultimodalPieces
+) -> None:
     """Write cells in the format of the path's suffix, replacing what is there.
 
     Parameters
     ----------
     path
         Ends in one of `cellgan.cell_requests.OUTPUT_FORMATS`.
-    cells
-        ``obs``, ``var`` and ``uns`` of all cells, without ``X``.
+    frames
+        ``obs``, ``var`` and ``uns`` of all cells, without ``X``, by modality.
     pieces
-        Expression of the cells in order, float32, ``(n, n_genes)`` each.
+        Values of the cells in order, float32, ``(n, n_features)`` each, by modality.
 
     Raises
     ------
@@ -54,7 +59,12 @@ def write_cells(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
     """
     try:
         with replacing(path) as temporary:
-            WRITERS[path.suffix](temporary, cells, pieces)
+            if path.suffix == MULTIMODAL:
+                write_h5mu(temporary, frames, pieces)
+            else:
+                (modality,) = frames
+                only = (piece[modality] for piece in pieces)
+                WRITERS[path.suffix](temporary, frames[modality], only)
     except OSError as error:
         reason = error.strerror or str(error)
         msg = (
@@ -66,10 +76,35 @@ def write_cells(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
 
 def write_h5ad(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
     """Write an ``.h5ad`` file, ``X`` as compressed sparse rows."""
-    with _ClosableFile(path, "w+") as file:
+    with _hdf5(path) as (hdf5, file):
+        _write_elements(hdf5, cells, file.checked(pieces), HDF5_OPTIONS)
+
+
+def write_h5mu(
+    path: Path, frames: Mapping[str, anndata.AnnData], pieces: MultimodalPieces
+) -> None:
+    """Write an ``.h5mu`` file: what MuData writes, with ``X`` appended by and by."""
+    from mudata import MuData, write_h5mu  # noqa: PLC0415  (slow, and seldom needed)
+
+    write_h5mu(path, MuData(dict(frames)))
+    with _hdf5(path, "r+") as (hdf5, file):
+        groups = {modality: hdf5["mod"][modality] for modality in frames}
+        stored = {
+            modality: _empty_rows(groups[modality], frames[modality].n_vars)
+            for modality in frames
+        }
+        for piece in file.checked(pieces):
+            for modality, rows in piece.items():
+                stored[modality].append(rows)
+
+
+@contextlib.contextmanager
+def _hdf5(path: Path, mode: str = "w") -> Iterator[tuple[h5py.File, _ClosableFile]]:
+    """Open an HDF5 file; an error of a write is raised when it is closed."""
+    with _ClosableFile(path, "w+" if mode == "w" else mode) as file:
         try:
-            with h5py.File(file, "w") as hdf5:
-                _write_elements(hdf5, cells, file.checked(pieces), HDF5_OPTIONS)
+            with h5py.File(file, mode) as hdf5:
+                yield hdf5, file
         except (OSError, RuntimeError) as error:
             raise file.error or error from error
         file.check()
@@ -168,13 +203,20 @@ def _write_elements(
         anndata.io.write_elem(group, "/", cells)
         if "raw" in group:
             del group["raw"]  # an empty one, which AnnData's backed mode cannot read
-        # Row pointers of 64 bits: large files hold more than 2**31 values.
-        start = sp.csr_matrix((0, cells.n_vars), dtype=np.float32)
-        start.indptr = start.indptr.astype(np.int64)
-        anndata.io.write_elem(group, "X", start, dataset_kwargs=options)
-    stored = anndata.io.sparse_dataset(group["X"])
+        stored = _empty_rows(group, cells.n_vars, options)
     for piece in pieces:
         stored.append(piece)
+
+
+def _empty_rows(
+    group: Any, n_features: int, options: dict[str, Any] = HDF5_OPTIONS
+) -> Any:
+    """Give a group an ``X`` without a row, that rows can be appended to."""
+    # Row pointers of 64 bits: large files hold more than 2**31 values.
+    start = sp.csr_matrix((0, n_features), dtype=np.float32)
+    start.indptr = start.indptr.astype(np.int64)
+    anndata.io.write_elem(group, "X", start, dataset_kwargs=options)
+    return anndata.io.sparse_dataset(group["X"])
 
 
 def _write_matrix_market(

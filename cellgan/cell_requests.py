@@ -7,7 +7,7 @@ slip in either is answered at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.manifest import RNA, DatasetManifest
 
 LIKE_DATA = "like-data"
+MULTIMODAL = ".h5mu"
 OUTPUT_FORMATS = {
     ".h5ad": "AnnData in one HDF5 file",
+    MULTIMODAL: "MuData in one HDF5 file, for RNA and ATAC",
     ".zarr": "AnnData in a Zarr folder",
     ".mtx": "folder of matrix.mtx.gz, barcodes.tsv.gz and features.tsv.gz, as 10x",
 }
@@ -95,16 +97,37 @@ def label_codes(numbers: Sequence[int]) -> npt.NDArray[np.int32]:
     return np.repeat(np.arange(len(numbers), dtype=np.int32), numbers)
 
 
-def check_save_path(path: str | Path, where: str = "--save_path") -> Path:
+def check_save_path(
+    path: str | Path,
+    where: str = "--save_path",
+    *,
+    modalities: Collection[str] = (RNA,),
+) -> Path:
     """Refuse a path that names no known format or would overwrite something else.
+
+    Parameters
+    ----------
+    modalities
+        What is to be written.
 
     Raises
     ------
     ConfigError
-        If the suffix is not in `OUTPUT_FORMATS`, if a file would replace a folder, or
-        if a folder would replace anything but a folder of the same format.
+        If the suffix is not in `OUTPUT_FORMATS` or not for these modalities, if a file
+        would replace a folder, or if a folder would replace anything but a folder of
+        the same format.
     """
     path = Path(path)
+    if path.suffix in OUTPUT_FORMATS and (
+        (path.suffix == MULTIMODAL) != (len(modalities) > 1)
+    ):
+        needed = (
+            f"End the path in {MULTIMODAL}."
+            if len(modalities) > 1
+            else f"{MULTIMODAL} is for RNA and ATAC: end the path in .h5ad."
+        )
+        msg = f"{where}: {path}: the cells are {' and '.join(modalities)}. {needed}"
+        raise ConfigError(msg)
     if path.suffix not in OUTPUT_FORMATS:
         formats = "".join(f"\n    {s:6} {what}" for s, what in OUTPUT_FORMATS.items())
         found = f'the suffix is "{path.suffix}"' if path.suffix else "it has no suffix"

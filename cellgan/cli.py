@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cellgan import __version__, queue
 from cellgan.config import Parameters, load_parameters
@@ -22,12 +23,16 @@ from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
 ACTIONS = ("process", "train", "generate", "evaluate")
+STUDIES = ("augment", "correct", "guidance_sweep")
 EPILOG = """\
 examples:
   cellgan --param parameters.json --process --train --generate --evaluate
   cellgan --param parameters.json --estimate
   cellgan --generate --model_path experiments/pbmc --cells_no 1000 500 0 200
   cellgan --generate --model_path experiments/pbmc --cells_no "B cell=500" --counts
+  cellgan --generate --model_path experiments/pbmc --cells_no 200 \\
+      --condition "cell_type=B cell" donor=1488 --guidance cell_type=2
+  cellgan --param parameters.json --correct batch=8k_5prime
   cellgan --evaluate --real held_out.h5ad --generated mine.h5ad theirs.h5ad
 """
 
@@ -96,18 +101,83 @@ def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
         commands.generate(
             experiment,
             cells_no=options.cells_no,
-            seed=options.seed,
             counts=options.counts,
             save_path=options.save_path,
+            requests=options.requests,
+            **_generation_keys(options),
         )
+    if options.guidance_sweep:
+        commands.sweep_guidance(experiment, **_solver_keys(options))
     leaking = []
     if options.evaluate:
         leaking = commands.evaluate(experiment, generated=options.save_path)
+    if options.correct:
+        target = _pairs(options.correct, "--correct") or {}
+        keys = ("guidance", "solver", "n_steps", "tolerance", "seed")
+        given = {
+            key: of for key, of in _generation_keys(options).items() if key in keys
+        }
+        commands.correct(experiment, target, save_path=options.save_path, **given)
     if options.augment:
         commands.augment(
             experiment, options.augment, options.fractions, n_seeds=options.seeds
         )
     return commands.LEAK if leaking and options.fail_on_leak else 0
+
+
+def _generation_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys of ``generation`` that the command line gives."""
+    return {
+        "condition": _pairs(options.condition, "--condition"),
+        "guidance": _scales(options.guidance),
+        "library_size": _library_size(options.library_size),
+        **_solver_keys(options),
+    }
+
+
+def _solver_keys(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seed": options.seed,
+        "solver": options.solver,
+        "n_steps": options.n_steps,
+        "tolerance": options.tolerance,
+    }
+
+
+def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str] | None:
+    """Read ``COVARIATE=VALUE`` words; a value may hold "=" itself."""
+    if words is None:
+        return None
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not (name and separator and value):
+            msg = (
+                f'{option}: "{word}" is no pair. Give COVARIATE=VALUE pairs, in quotes '
+                f'where a value has spaces: {option} "cell_type=B cell".'
+            )
+            raise ConfigError(msg)
+        if name in pairs:
+            msg = f'{option}: "{name}" is given twice. Name every covariate once.'
+            raise ConfigError(msg)
+        pairs[name] = value
+    return pairs
+
+
+def _scales(words: Sequence[str] | None) -> dict[str, float] | None:
+    pairs = _pairs(words, "--guidance")
+    scales = {}
+    for name, value in (pairs or {}).items():
+        try:
+            scales[name] = float(value)
+        except ValueError:
+            msg = f'--guidance: the scale of {name} is "{value}", no number.'
+            raise ConfigError(msg) from None
+    return None if pairs is None else scales
+
+
+def _library_size(word: str | None) -> int | str | None:
+    return int(word) if word is not None and word.isdecimal() else word
 
 
 def _run_on_model_folder(options: argparse.Namespace) -> int:
@@ -123,6 +193,7 @@ def _evaluate_files(options: argparse.Namespace) -> int:
         options.report or Path("evaluation"),
         label=options.label,
         seed=options.seed or 0,
+        must_know_training=options.fail_on_leak,
     )
     return commands.LEAK if leaking and options.fail_on_leak else 0
 
@@ -156,18 +227,19 @@ def _selected(parameters: Parameters, names: Sequence[str] | None) -> list[Exper
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    wanted = [action for action in ACTIONS if getattr(options, action)]
-    if not (wanted or options.augment or options.estimate or options.print_config):
+    wanted = [action for action in (*ACTIONS, *STUDIES) if getattr(options, action)]
+    if not (wanted or options.estimate or options.print_config):
         msg = (
             "nothing to do: give one or more of --process --train --generate "
-            "--evaluate, or --augment, --estimate, --print-config."
+            "--evaluate, or --augment, --correct, --guidance-sweep, --estimate, "
+            "--print-config."
         )
         raise ConfigError(msg)
     _check_evaluation_options(options, wanted)
     if options.param is None and options.model_path is None and options.real is None:
         msg = "--param is missing: give the parameter file, --param parameters.json."
         raise ConfigError(msg)
-    if options.estimate and (wanted or options.augment):
+    if options.estimate and wanted:
         msg = "--estimate only tells what would be needed: give it without an action."
         raise ConfigError(msg)
     _check_generation_options(options, wanted)
@@ -206,20 +278,33 @@ def _check_evaluation_options(
 def _check_generation_options(
     options: argparse.Namespace, wanted: Sequence[str]
 ) -> None:
-    others = wanted != ["generate"] or options.augment or options.experiment
+    others = wanted != ["generate"] or options.experiment
     if options.model_path is not None and others:
         msg = "--model_path goes with --generate alone; use --param for the rest."
         raise ConfigError(msg)
-    generation = {
-        "--cells_no": options.cells_no,
-        "--counts": options.counts or None,
-        "--save_path": options.save_path,
-        "--seed": options.seed if options.real is None else None,
+    everywhere = ("generate", "correct", "guidance_sweep")
+    of_actions: dict[str, tuple[str, ...]] = {
+        **dict.fromkeys(("cells_no", "counts", "requests"), ("generate",)),
+        **dict.fromkeys(("condition", "library_size"), ("generate",)),
+        **dict.fromkeys(("guidance", "save_path"), ("generate", "correct")),
+        **dict.fromkeys(("solver", "n_steps", "tolerance"), everywhere),
+        "seed": everywhere if options.real is None else ("evaluate",),
     }
-    for name, value in generation.items():
-        if value is not None and not options.generate:
-            msg = f"{name} goes with --generate, which is not given."
+    for name, actions in of_actions.items():
+        value = getattr(options, name)
+        is_given = value is not None and value is not False  # 0 is given
+        if is_given and not any(getattr(options, action) for action in actions):
+            with_what = " or ".join(_option(action) for action in actions)
+            msg = f"{_option(name)} goes with {with_what}, which is not given."
             raise ConfigError(msg)
+    _generation_keys(options)  # whose words are read: a slip is told at once
+    _pairs(options.correct, "--correct")
+    if options.save_path is not None and options.generate and options.correct:
+        msg = (
+            "--save_path names one file, but --generate and --correct write one each: "
+            "run them one after the other."
+        )
+        raise ConfigError(msg)
     path = options.save_path
     if options.evaluate and path is not None and path.suffix != ".h5ad":
         msg = (
@@ -238,17 +323,26 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
         )
         raise ConfigError(msg)
     arguments = ["--param", str(options.param)]
-    for name in (*ACTIONS, "estimate", "overwrite", "counts", "fail_on_leak"):
+    flags = ("estimate", "overwrite", "counts", "fail_on_leak", "guidance_sweep")
+    for name in (*ACTIONS, *flags):
         if getattr(options, name):
-            arguments.append(f"--{name.replace('_on_', '-on-')}")
-    if options.cells_no:
-        arguments += ["--cells_no", *options.cells_no]
-    if options.seed is not None:
-        arguments += ["--seed", str(options.seed)]
+            arguments.append(_option(name))
+    for name in ("cells_no", "condition", "guidance", "correct"):
+        if getattr(options, name):
+            arguments += [_option(name), *getattr(options, name)]
+    for name in ("seed", "requests", "library_size", "solver", "n_steps", "tolerance"):
+        if getattr(options, name) is not None:
+            arguments += [_option(name), str(getattr(options, name))]
     if options.augment:
         arguments += ["--augment", options.augment, "--seeds", str(options.seeds)]
         arguments += ["--fractions", *map(str, options.fractions)]
     return arguments
+
+
+def _option(name: str) -> str:
+    """Return how an option is written; the original's have underscores."""
+    underscored = ("cells_no", "save_path", "model_path")
+    return f"--{name if name in underscored else name.replace('_', '-')}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -305,6 +399,17 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="with --augment: shares of LABEL's training cells to keep, e.g. 0.05 0.01",
     )
+    add(
+        "--correct",
+        nargs="+",
+        metavar="COVARIATE=VALUE",
+        help="batch correction: move the processed cells to this category",
+    )
+    add(
+        "--guidance-sweep",
+        action="store_true",
+        help="compare cells generated with several guidance scales",
+    )
     add("--seeds", type=int, default=3, metavar="N", help="with --augment: repeats (3)")
 
 
@@ -318,6 +423,35 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "LABEL=N pairs; or like-data, the numbers of the training cells (default)",
     )
     add("--seed", type=int, metavar="N", help="seed of the generated cells (0)")
+    add(
+        "--condition",
+        nargs="+",
+        metavar="COVARIATE=VALUE",
+        help="category of all cells, in quotes where it has spaces; other covariates "
+        "go with it as they do among the training cells",
+    )
+    add(
+        "--requests",
+        type=Path,
+        metavar="FILE",
+        help="table of requests (.csv, .tsv): a column per covariate, and n_cells",
+    )
+    add(
+        "--guidance",
+        nargs="+",
+        metavar="COVARIATE=SCALE",
+        help="how strongly cells follow a covariate: 0 not, 1 as in the data (default),"
+        " more exaggerates",
+    )
+    add(
+        "--library-size",
+        metavar="N",
+        help="of RNA: a number, or modelled (default) or copied from training cells "
+        "with the same covariates",
+    )
+    add("--solver", metavar="NAME", help="euler, midpoint, heun, rk4 or dopri5")
+    add("--n-steps", type=int, metavar="N", help="steps of the solver")
+    add("--tolerance", type=float, metavar="T", help="with --solver dopri5")
     add(
         "--counts",
         action="store_true",

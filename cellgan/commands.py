@@ -7,15 +7,17 @@ knows all of them. Heavy libraries are imported by the verb that needs them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cellgan import queue
-from cellgan.cell_requests import check_save_path, parse_cells_no
+from cellgan import config, queue
+from cellgan.cell_requests import check_save_path
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
+from cellgan.wanted_cells import check_guidance, request_parts
 
 if TYPE_CHECKING:
     from tensorflow.data import Dataset
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LEAK = 3
 """Exit code of ``--fail-on-leak`` when training cells were copied."""
+PREPARED_CELLS = 1024
+"""Cells that a stage prepares at a time."""
 LEADERBOARD = "leaderboard"
 """Folder, beside the experiments, of the report on all of them."""
 
@@ -93,7 +97,6 @@ def train(experiment: Experiment) -> None:
 
     training = experiment.parameters.training
     strategy = distribution.make_strategy(training.distribution)
-    distribution.check_batch_size(training.batch_size, strategy)
     log.info("%s: training on %s", experiment.name, distribution.devices())
     source = batches.choose_data_source(
         experiment.records_folder,
@@ -102,12 +105,14 @@ def train(experiment: Experiment) -> None:
     )
     if distribution.is_chief(strategy):
         _with_data_source(experiment, source).freeze("model", "training")
-    batches_from = _training_batches(experiment, manifest, source)
     with strategy.scope():
         model = models.build_model(experiment.parameters, manifest)
         stages = model.stages()
     for stage in stages:
-        _train_stage(experiment, manifest, model, stage, batches_from, strategy)
+        of_stage = training.of_stage(stage.name)
+        distribution.check_batch_size(of_stage.batch_size, strategy)
+    for stage in stages:
+        _train_stage(experiment, manifest, model, stage, source, strategy)
     log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
 
 
@@ -116,7 +121,7 @@ def _train_stage(
     manifest: DatasetManifest,
     model: GenerativeModel,
     stage: TrainingStage,
-    batches_from: BatchesFrom,
+    source: DataSource,
     strategy: Strategy,
 ) -> None:
     """Train one stage to the end, with its checkpoints, log and validation."""
@@ -125,7 +130,7 @@ def _train_stage(
     from cellgan.training import Schedule, train_stage  # noqa: PLC0415
     from cellgan.validation import Validation  # noqa: PLC0415
 
-    training = experiment.parameters.training
+    training = experiment.parameters.training.of_stage(stage.name)
     is_chief = distribution.is_chief(strategy)
     checkpoint = StageCheckpoint(
         stage.trackables(),
@@ -145,7 +150,7 @@ def _train_stage(
         )
         train_stage(
             stage,
-            batches_from,
+            _training_batches(experiment, manifest, stage, source),
             Schedule.of(training),
             checkpoint,
             run_log,
@@ -155,24 +160,41 @@ def _train_stage(
 
 
 def _training_batches(
-    experiment: Experiment, manifest: DatasetManifest, source: DataSource
+    experiment: Experiment,
+    manifest: DatasetManifest,
+    stage: TrainingStage,
+    source: DataSource,
 ) -> BatchesFrom:
-    """Return what gives the training batches of an experiment, from any position on."""
-    from cellgan.batches import training_batches  # noqa: PLC0415
+    """Return what gives the training batches of a stage, from any position on.
 
-    training = experiment.parameters.training
+    What a stage prepares of the cells is computed when the first batch is asked for: a
+    finished stage needs none.
+    """
+    from cellgan import batches  # noqa: PLC0415
+
+    training = experiment.parameters.training.of_stage(stage.name)
+    folder = experiment.records_folder
+    all_cells = functools.partial(
+        batches.evaluation_batches,
+        folder,
+        manifest,
+        "train",
+        batch_size=PREPARED_CELLS,
+    )
+    prepare = functools.cache(lambda: stage.prepare(all_cells))
 
     def batches_from(position: int, shard_index: int, n_shards: int) -> Dataset:
-        return training_batches(
-            experiment.records_folder,
-            manifest,
-            batch_size=training.batch_size // n_shards,
-            seed=training.seed,
-            position=position * n_shards,
-            shard_index=shard_index,
-            n_shards=n_shards,
-            source=source,
-        )
+        place: dict[str, Any] = {
+            "batch_size": training.batch_size // n_shards,
+            "seed": training.seed,
+            "position": position * n_shards,
+            "shard_index": shard_index,
+            "n_shards": n_shards,
+        }
+        prepared = prepare()
+        if prepared is not None:
+            return batches.prepared_batches(prepared, **place)
+        return batches.training_batches(folder, manifest, source=source, **place)
 
     return batches_from
 
@@ -181,11 +203,19 @@ def generate(
     experiment: Experiment,
     *,
     cells_no: Sequence[str] | None = None,
-    seed: int | None = None,
     counts: bool = False,
     save_path: Path | None = None,
+    requests: Path | None = None,
+    **given: Any,
 ) -> None:
     """Make cells with the trained model; what is not given is as the parameters say.
+
+    Parameters
+    ----------
+    given
+        Keys of the ``generation`` block that stand for those of the parameters: `seed`,
+        `condition`, `guidance`, `library_size`, `solver`, `n_steps`, `tolerance`. None
+        leaves one as it is.
 
     Raises
     ------
@@ -196,25 +226,113 @@ def generate(
     """
     manifest = experiment.manifest()
     experiment.check_frozen("input_ds", "model")
-    parameters = experiment.parameters.generation
-    request = parameters.cells_no if cells_no is None else cells_no
-    where = "generation.cells_no" if cells_no is None else "--cells_no"
-    parse_cells_no(  # a slip is answered before TensorFlow loads
+    model = experiment.parameters.model
+    settings = config.with_generation(
+        experiment.parameters, {k: v for k, v in given.items() if v is not None}
+    ).generation
+    request = settings.cells_no if cells_no is None else cells_no
+    condition = {} if requests is not None else settings.condition
+    # A slip is answered before TensorFlow loads.
+    request_parts(
         request,
         manifest,
-        is_conditional=experiment.parameters.model.is_conditional,
-        where=where,
+        model,
+        condition=condition,
+        requests=requests,
+        where="generation.cells_no" if cells_no is None else "--cells_no",
     )
-    path = check_save_path(save_path or experiment.generated_file)
+    check_guidance(settings.guidance, model.conditions(manifest))
+    path = check_save_path(
+        save_path or experiment.generated_file, modalities=manifest.features
+    )
 
     load_tensorflow()
-    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from cellgan.generation import TrainedModel, solver_of  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
         path,
         request,
-        seed=parameters.seed if seed is None else seed,
-        counts=counts or parameters.counts,
+        seed=settings.seed,
+        counts=counts or settings.counts,
+        condition=condition,
+        requests=requests,
+        guidance=settings.guidance,
+        library_size=settings.library_size,
+        solver=solver_of(settings),
+    )
+
+
+def correct(
+    experiment: Experiment,
+    target: Mapping[str, str],
+    *,
+    save_path: Path | None = None,
+    **given: Any,
+) -> None:
+    """Move the processed cells to other categories: batch correction.
+
+    Parameters
+    ----------
+    target
+        Category by covariate.
+    given
+        Keys of the ``generation`` block, as in `generate`: `seed`, `guidance`,
+        `solver`, `n_steps`, `tolerance`.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As `cellgan.correction.correct`.
+    """
+    manifest = experiment.manifest()
+    experiment.check_frozen("input_ds", "model")
+    settings = config.with_generation(
+        experiment.parameters, {k: v for k, v in given.items() if v is not None}
+    ).generation
+    path = check_save_path(
+        save_path or experiment.corrected_file, modalities=manifest.features
+    )
+
+    load_tensorflow()
+    from cellgan import correction  # noqa: PLC0415
+    from cellgan.generation import solver_of  # noqa: PLC0415
+
+    correction.correct(
+        experiment,
+        target,
+        path,
+        seed=settings.seed,
+        guidance=settings.guidance,
+        solver=solver_of(settings),
+    )
+
+
+def sweep_guidance(experiment: Experiment, **given: Any) -> None:
+    """Compare cells generated with several guidance scales.
+
+    Parameters
+    ----------
+    given
+        Keys of the ``generation`` block, as in `generate`: `seed`, `solver`, `n_steps`,
+        `tolerance`.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As `cellgan.guidance_sweep.sweep_guidance`.
+    """
+    experiment.manifest()
+    experiment.check_frozen("input_ds", "model")
+    settings = config.with_generation(
+        experiment.parameters, {k: v for k, v in given.items() if v is not None}
+    ).generation
+
+    load_tensorflow()
+    from cellgan import guidance_sweep  # noqa: PLC0415
+    from cellgan.generation import solver_of  # noqa: PLC0415
+
+    guidance_sweep.sweep_guidance(
+        experiment, seed=settings.seed, solver=solver_of(settings)
     )
 
 
@@ -239,9 +357,21 @@ def evaluate(experiment: Experiment, *, generated: Path | None = None) -> list[s
 
 
 def evaluate_files(
-    real: Path, generated: Sequence[Path], folder: Path, *, label: str | None, seed: int
+    real: Path,
+    generated: Sequence[Path],
+    folder: Path,
+    *,
+    label: str | None,
+    seed: int,
+    must_know_training: bool = False,
 ) -> list[str]:
     """Compare files of generated cells, whoever made them, with one of real cells.
+
+    Parameters
+    ----------
+    must_know_training
+        Refuse a file that does not say which cells were trained on: leaks could not be
+        looked for.
 
     Returns
     -------
@@ -250,7 +380,14 @@ def evaluate_files(
     from cellgan.evaluation import report  # noqa: PLC0415
 
     return report.leaking(
-        report.evaluate_files(real, generated, folder, label=label, seed=seed)
+        report.evaluate_files(
+            real,
+            generated,
+            folder,
+            label=label,
+            seed=seed,
+            must_know_training=must_know_training,
+        )
     )
 
 

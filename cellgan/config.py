@@ -21,7 +21,13 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from cellgan.errors import ConfigError, did_you_mean
-from cellgan.model_configs import MODEL_TYPES, STRICT, GanConfig
+from cellgan.model_configs import (
+    MODEL_TYPES,
+    STRICT,
+    AnyModelConfig,
+    GanConfig,
+    ModelConfig,
+)
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_DATASETS = ("pbmc68k_reduced",)
@@ -215,11 +221,34 @@ class LearningRateParameters:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerParameters:
-    """Optimiser of both networks."""
+    """Optimiser of every network of a stage."""
 
-    algorithm: Literal["AMSGrad", "Adam"] = "AMSGrad"
+    algorithm: Literal["AMSGrad", "Adam", "AdamW"] = "AMSGrad"
     beta1: Moment = 0.5
     beta2: Moment = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Share of every weight, times the rate, that an update of AdamW takes away."""
+
+    @model_validator(mode="after")
+    def _decay_needs_adamw(self) -> OptimizerParameters:
+        if self.weight_decay and self.algorithm != "AdamW":
+            msg = (
+                f"weight_decay is {self.weight_decay} but algorithm is "
+                f'"{self.algorithm}", which has none: set algorithm to "AdamW"'
+            )
+            raise ValueError(msg)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StageParameters:
+    """What may differ between the stages of a model that is trained in several."""
+
+    max_steps: Positive = 1_000_000
+    batch_size: Positive = 128
+    learning_rate: LearningRateParameters = LearningRateParameters()
+    optimizer: OptimizerParameters = OptimizerParameters()
+    clip_norm: PositiveFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -236,6 +265,11 @@ class TrainingParameters:
     batch_size: Positive = 128
     critic_iters: Positive = 5
     """Critic updates before the one that goes with each generator update."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of all gradients of an update together; null leaves them."""
+    stages: dict[str, StageParameters] = dataclasses.field(default_factory=dict)
+    """By stage of the model, what differs from the keys above: `max_steps`,
+    `batch_size`, `learning_rate`, `optimizer`, `clip_norm`."""
     checkpoint: str | None = None
     """Folder to start from (``<experiment>/job``) when this experiment has no
     checkpoint of its own."""
@@ -265,6 +299,14 @@ class TrainingParameters:
         """Whether one experiment takes every GPU there is."""
         return self.distribution in ("mirrored", "multi_worker")
 
+    def of_stage(self, name: str) -> TrainingParameters:
+        """Return these parameters as one stage is trained with them."""
+        if name not in self.stages:
+            return self
+        stage = self.stages[name]
+        own = {key: getattr(stage, key) for key in _keys(StageParameters)}
+        return dataclasses.replace(self, **own)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerationParameters:
@@ -278,6 +320,21 @@ class GenerationParameters:
     seed: int = 0
     counts: bool = False
     """Turn library-size-normalised cells into integer counts."""
+    condition: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Category, by covariate, of all cells; what is not named is drawn as it goes with
+    the rest among the training cells."""
+    guidance: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Guidance scale by covariate: 1 is plainly conditional, 0 ignores it, more is
+    more typical. 1 where not named."""
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "midpoint"
+    """How the flow is followed from noise to a cell."""
+    n_steps: Positive = 10
+    """Steps of every solver but ``"dopri5"``, which chooses its own."""
+    tolerance: PositiveFloat = 1e-3
+    """Absolute and relative error that a step of ``"dopri5"`` may make."""
+    library_size: Positive | Literal["modelled", "copied"] = "modelled"
+    """Library size of RNA: a number for all cells; drawn from the log-normal of the
+    training cells with the same covariates; or that of one of these cells."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -296,7 +353,7 @@ class ExperimentParameters:
 
     input_ds: InputParameters
     training: TrainingParameters
-    model: GanConfig
+    model: AnyModelConfig
     generation: GenerationParameters
     evaluation: EvaluationParameters = EvaluationParameters()
 
@@ -364,20 +421,96 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
             f"    Model types: {', '.join(MODEL_TYPES)}."
         )
         raise ConfigError(msg)
-    experiment = ExperimentParameters(
+    family = MODEL_TYPES[model_type][0]
+    generation = block.get("generation", {})
+    parameters = ExperimentParameters(
         input_ds=_parse(InputParameters, block["input_ds"], f"{where}.input_ds"),
-        training=_parse(
-            TrainingParameters, block.get("training", {}), f"{where}.training"
-        ),
-        model=_parse(MODEL_TYPES[model_type][0], model_block, f"{where}.model"),
-        generation=_parse(
-            GenerationParameters, block.get("generation", {}), f"{where}.generation"
-        ),
+        training=_parse_training(block.get("training", {}), family, where),
+        model=_parse(family, model_block, f"{where}.model"),
+        generation=_parse(GenerationParameters, generation, f"{where}.generation"),
         evaluation=_parse(
             EvaluationParameters, block.get("evaluation", {}), f"{where}.evaluation"
         ),
     )
-    return _resolve_library_size(experiment, where)
+    for name in ("training", "generation"):
+        _refuse_keys_of_others(getattr(parameters, name), name, parameters.model, where)
+    return _resolve_library_size(parameters, where)
+
+
+def _parse_training(
+    block: Any, family: type[ModelConfig], where: str
+) -> TrainingParameters:
+    """Lay the file's values over those of the family, and a stage's over both."""
+    where = f"{where}.training"
+    if not isinstance(block, dict):
+        msg = f"{where}: expected an object, found {json.dumps(block)[:60]}."
+        raise ConfigError(msg)
+    given, ours = dict(block), dict(family.TRAINING)
+    given_stages, our_stages = given.pop("stages", {}), ours.pop("stages", {})
+    check_keys(given_stages, family.STAGES, f"{where}.stages")
+    training = _parse(TrainingParameters, _laid_over(ours, given), where)
+    keys = _keys(StageParameters)
+    stages = {}
+    for name in family.STAGES:
+        if name in given_stages or name in our_stages:
+            own = given_stages.get(name, {})
+            check_keys(own, keys, f"{where}.stages.{name}")
+            merged = _laid_over(ours, our_stages.get(name, {}))
+            merged = _laid_over(merged, {k: v for k, v in given.items() if k in keys})
+            merged = _laid_over(merged, own)
+            stages[name] = _parse(StageParameters, merged, f"{where}.stages.{name}")
+    return dataclasses.replace(training, stages=stages)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the values of `above` instead of its own, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        is_block = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if is_block else value
+    return merged
+
+
+def _refuse_keys_of_others(
+    parameters: Any, block: str, model: ModelConfig, where: str
+) -> None:
+    """Refuse a changed key that has a meaning for other families only."""
+    attribute = f"{block.upper()}_KEYS"
+    families = {family for family, _ in MODEL_TYPES.values()}
+    of_some = frozenset().union(*(getattr(family, attribute) for family in families))
+    untouched = type(parameters)()
+    for key in sorted(of_some - getattr(model, attribute)):
+        if getattr(parameters, key) != getattr(untouched, key):
+            types = [
+                name
+                for name, (family, _) in MODEL_TYPES.items()
+                if key in getattr(family, attribute)
+            ]
+            msg = (
+                f"{where}.{block}: {key} has no meaning for the model type "
+                f'"{model.type}", only for {", ".join(types)}. Leave it out.'
+            )
+            raise ConfigError(msg)
+
+
+def _keys(record: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(record))
+
+
+def with_generation(
+    parameters: ExperimentParameters, given: Mapping[str, Any]
+) -> ExperimentParameters:
+    """Return parameters with some keys of ``generation`` from the command line.
+
+    Raises
+    ------
+    ConfigError
+        As `parse_experiment`, naming the option.
+    """
+    block = _laid_over(as_json(parameters.generation), given)
+    generation = _parse(GenerationParameters, block, "command line")
+    _refuse_keys_of_others(generation, "generation", parameters.model, "command line")
+    return dataclasses.replace(parameters, generation=generation)
 
 
 def as_json(parameters: Any) -> Any:
@@ -434,6 +567,8 @@ def _resolve_library_size(
 ) -> ExperimentParameters:
     """Give ``output_LSN`` its number, and refuse one that disagrees with ``scale``."""
     scale = experiment.input_ds.target_library_size
+    if not isinstance(experiment.model, GanConfig):
+        return experiment
     output = experiment.model.output_LSN
     if output == "scale":
         model = dataclasses.replace(experiment.model, output_LSN=scale)

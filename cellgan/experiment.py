@@ -112,7 +112,17 @@ class Experiment:
     @property
     def generated_file(self) -> Path:
         """Where generated cells go unless told otherwise."""
-        return self.folder / "generated" / "cells.h5ad"
+        return self.folder / "generated" / f"cells{self.processed_file.suffix}"
+
+    @property
+    def corrected_file(self) -> Path:
+        """Where batch-corrected cells go unless told otherwise."""
+        return self.generated_file.with_stem("corrected")
+
+    @property
+    def guidance_file(self) -> Path:
+        """Table of the guidance sweep; a figure of the same name is beside it."""
+        return self.generated_file.with_name("guidance_sweep.csv")
 
     @property
     def evaluation_folder(self) -> Path:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import anndata
 import keras
@@ -35,17 +35,27 @@ from cellgan.cell_requests import (
     CellsRequest,
     check_library_sizes,
     check_save_path,
-    label_codes,
-    parse_cells_no,
 )
-from cellgan.config import as_json
+from cellgan.config import GenerationParameters, as_json
 from cellgan.experiment import Experiment
 from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
-from cellgan.models.base import GenerationRequest, GenerativeModel
+from cellgan.model_configs import GanConfig
+from cellgan.models.base import GenerationRequest, GenerativeModel, SolverSettings
+from cellgan.wanted_cells import (
+    Codes,
+    assign_covariates,
+    check_guidance,
+    draw_library_sizes,
+    request_parts,
+)
+
+if TYPE_CHECKING:
+    from mudata import MuData
 
 log = logging.getLogger(__name__)
 
+FEATURE_NAMES = {"rna": "genes", "atac": "peaks"}
 MOST_VALUES = 2**23
 """Values of a dense piece, at most: 32 MB as float32."""
 MOST_CELLS = 4096
@@ -57,17 +67,58 @@ class Request(NamedTuple):
 
     numbers: tuple[int, ...]
     """Cells per label, in code order; one number for an unconditional model."""
+    codes: Codes
+    """All covariates of every cell."""
     seed: int
     counts: bool
     """Whether normalised expression is to be turned into integer counts."""
+    library_sizes: Mapping[str, npt.NDArray[np.float32]] | None
+    """Of every cell by modality, for models that make counts."""
+    guidance: Mapping[str, float]
+    solver: SolverSettings | None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return sum(self.numbers)
+
+    def between(self, first: int, end: int) -> GenerationRequest:
+        """Return what a model is asked for, of some consecutive cells."""
+        sizes = self.library_sizes
+        return GenerationRequest(
+            covariates={name: of[first:end] for name, of in self.codes.items()},
+            n_cells=min(end, self.n_cells) - first,
+            seed=self.seed,
+            first_cell=first,
+            library_sizes=sizes and {name: of[first:end] for name, of in sizes.items()},
+            guidance=self.guidance,
+            solver=self.solver,
+        )
 
 
 class Piece(NamedTuple):
     """Consecutive cells of a request."""
 
-    expression: sp.csr_matrix
-    """``(n_cells, n_genes)``, float32."""
+    features: Mapping[str, sp.csr_matrix]
+    """``(n_cells, n_features)`` float32, by modality."""
     are_counts: bool
+
+
+class Wishes(TypedDict, total=False):
+    """What a request may say beside numbers and seed."""
+
+    counts: bool
+    """Return integer counts from a model of normalised expression, with library sizes
+    drawn from the training cells of each label."""
+    condition: Mapping[str, str]
+    """Category, by covariate, of all cells."""
+    requests: str | Path | None
+    """File of requests, in place of numbers: see `wanted_cells.read_requests`."""
+    guidance: Mapping[str, float]
+    """Guidance scale by covariate: 1, the default, is plainly conditional."""
+    library_size: int | str
+    """See `cellgan.wanted_cells.draw_library_sizes`."""
+    solver: SolverSettings | None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -138,8 +189,8 @@ class TrainedModel:
         cells_no: CellsRequest = LIKE_DATA,
         *,
         seed: int = 0,
-        counts: bool = False,
-    ) -> anndata.AnnData:
+        **wishes: Unpack[Wishes],
+    ) -> anndata.AnnData | MuData:
         """Generate cells.
 
         Parameters
@@ -149,25 +200,26 @@ class TrainedModel:
             see `cellgan.cell_requests.parse_cells_no`.
         seed
             The same seed gives the same cells, on the same kind of device.
-        counts
-            Return integer counts, with library sizes drawn from the training cells of
-            each label, in place of library-size-normalised expression.
+        wishes
+            See `Wishes`.
 
         Returns
         -------
-        Cells in the order of their labels. ``X`` is sparse float32, ``obs`` holds the
-        label (conditional models), ``uns["cellgan"]`` where the cells come from.
+        Cells in the order of their labels: an AnnData, or with RNA and ATAC a MuData.
+        ``X`` is sparse float32, ``obs`` holds the covariates that the model is
+        conditioned on, ``uns["cellgan"]`` where the cells come from.
 
         Raises
         ------
         ConfigError
-            If `cells_no` does not fit the model, or library sizes are unknown.
+            If the request does not fit the model, or library sizes are unknown.
         """
-        request = self._request(cells_no, seed, counts=counts)
+        request = self._request(cells_no, seed, wishes)
         pieces = list(self._pieces(request))
-        cells = self._frame(request, are_counts=pieces[0].are_counts)
-        cells.X = sp.vstack([piece.expression for piece in pieces], format="csr")
-        return cells
+        frames = self._frames(request, are_counts=pieces[0].are_counts)
+        for modality, cells in frames.items():
+            cells.X = sp.vstack([p.features[modality] for p in pieces], format="csr")
+        return joined(frames)
 
     def write(
         self,
@@ -175,17 +227,17 @@ class TrainedModel:
         cells_no: CellsRequest = LIKE_DATA,
         *,
         seed: int = 0,
-        counts: bool = False,
+        **wishes: Unpack[Wishes],
     ) -> Path:
         """Generate cells into a file, in pieces: see `generate`.
 
         Parameters
         ----------
         path
-            Ends in ``.h5ad``, ``.zarr`` or ``.mtx`` (a folder as 10x writes it);
-            ``generated/cells.h5ad`` of the experiment by default. An existing file of
-            the same format is replaced when all is written.
-        cells_no, seed, counts
+            Ends in ``.h5ad``, ``.zarr`` or ``.mtx`` (a folder as 10x writes it), with
+            RNA and ATAC in ``.h5mu``; in ``generated/`` of the experiment by default.
+            An existing file of the same format is replaced when all is written.
+        cells_no, seed, wishes
             As in `generate`.
 
         Returns
@@ -199,24 +251,29 @@ class TrainedModel:
         DataError
             If the file cannot be written.
         """
-        path = check_save_path(path or self.experiment.generated_file)
-        request = self._request(cells_no, seed, counts=counts)
+        path = check_save_path(
+            path or self.experiment.generated_file, modalities=self.manifest.features
+        )
+        request = self._request(cells_no, seed, wishes)
         started = time.perf_counter()
         pieces = self._pieces(request)
         first = next(pieces)
-        cells = self._frame(request, are_counts=first.are_counts)
+        frames = self._frames(request, are_counts=first.are_counts)
         every_piece = itertools.chain([first], pieces)
-        write_cells(path, cells, (piece.expression for piece in every_piece))
+        write_cells(path, frames, (piece.features for piece in every_piece))
         seconds = time.perf_counter() - started
         log.info(
-            "%s, step %d: %d cells x %d genes, %s, in %.1f s (%.0f cells/s): %s",
+            "%s, step %d: %d cells x %s, %s, in %.1f s (%.0f cells/s): %s",
             self.experiment.name,
             self.step,
-            cells.n_obs,
-            cells.n_vars,
-            cells.uns["cellgan"]["scale"],
+            request.n_cells,
+            " + ".join(
+                f"{cells.n_vars} {FEATURE_NAMES[modality]}"
+                for modality, cells in frames.items()
+            ),
+            frames[RNA].uns["cellgan"]["scale"],
             seconds,
-            cells.n_obs / seconds,
+            request.n_cells / seconds,
             path,
         )
         return path
@@ -225,64 +282,85 @@ class TrainedModel:
     def _is_conditional(self) -> bool:
         return self.experiment.parameters.model.is_conditional
 
-    def _request(self, cells_no: CellsRequest, seed: int, *, counts: bool) -> Request:
-        numbers = parse_cells_no(
+    @property
+    def _conditions(self) -> tuple[str, ...]:
+        return self.experiment.parameters.model.conditions(self.manifest)
+
+    def _request(self, cells_no: CellsRequest, seed: int, wishes: Wishes) -> Request:
+        model = self.experiment.parameters.model
+        parts = request_parts(
             cells_no,
             self.manifest,
-            is_conditional=self._is_conditional,
-            where="cells_no",
+            model,
+            condition=wishes.get("condition", {}),
+            requests=wishes.get("requests"),
         )
-        if counts:
+        codes = assign_covariates(parts, self.manifest)
+        numbers = np.bincount(
+            codes[self.manifest.label], minlength=len(self.manifest.label_vocabulary)
+        ).tolist()
+        counts = wishes.get("counts", False)
+        if counts and not model.makes_counts:
             check_library_sizes(numbers, self.manifest, where="counts")
-        return Request(numbers, seed, counts)
+        sizes = None
+        if model.makes_counts:
+            how = wishes.get("library_size", "modelled")
+            sizes = draw_library_sizes(codes, self.manifest, how, seed=seed)
+        guidance = dict(wishes.get("guidance", {}))
+        check_guidance(guidance, self._conditions)
+        return Request(
+            numbers=tuple(numbers if self._is_conditional else [sum(numbers)]),
+            codes=codes,
+            seed=seed,
+            counts=counts and not model.makes_counts,
+            library_sizes=sizes,
+            guidance=guidance,
+            solver=wishes.get("solver"),
+        )
 
     def _pieces(self, request: Request) -> Iterator[Piece]:
         """Make the cells of a request, a piece at a time."""
-        codes = label_codes(request.numbers)
-        size = piece_size(len(self.manifest.features[RNA]))
-        with tqdm(total=len(codes), unit=" cells", delay=2, unit_scale=True) as bar:
-            for first in range(0, len(codes), size):
-                piece = self._piece(request, first, codes[first : first + size])
-                yield piece
-                bar.update(piece.expression.shape[0])
+        size = piece_size(sum(map(len, self.manifest.features.values())))
+        total = request.n_cells
+        with tqdm(total=total, unit=" cells", delay=2, unit_scale=True) as bar:
+            for first in range(0, total, size):
+                yield self._piece(request, first, first + size)
+                bar.update(min(size, total - first))
 
-    def _piece(
-        self, request: Request, first: int, codes: npt.NDArray[np.int32]
-    ) -> Piece:
-        generated = self.model.generate(
-            GenerationRequest(
-                covariates={self.manifest.label: codes},
-                n_cells=len(codes),
-                seed=request.seed,
-                first_cell=first,
-            )
-        )
-        expression = generated.features[RNA]
+    def _piece(self, request: Request, first: int, end: int) -> Piece:
+        generated = self.model.generate(request.between(first, end))
+        features = dict(generated.features)
         if request.counts and not generated.are_counts:
-            expression = to_counts(
-                expression,
+            codes = request.codes[self.manifest.label][first:end]
+            features[RNA] = to_counts(
+                features[RNA],
                 codes if self._is_conditional else None,
                 self.manifest,
                 seed=request.seed,
                 first_cell=first,
             )
-        are_counts = request.counts or generated.are_counts
-        return Piece(sp.csr_matrix(expression, dtype=np.float32), are_counts)
+        sparse = {m: sp.csr_matrix(of, dtype=np.float32) for m, of in features.items()}
+        return Piece(sparse, request.counts or generated.are_counts)
 
-    def _frame(self, request: Request, *, are_counts: bool) -> anndata.AnnData:
-        """Return names, labels and provenance of a request's cells, without ``X``."""
-        names = [f"generated_{cell}" for cell in range(sum(request.numbers))]
+    def _frames(
+        self, request: Request, *, are_counts: bool
+    ) -> dict[str, anndata.AnnData]:
+        """Return names, covariates and provenance of a request's cells, without X."""
+        names = [f"generated_{cell}" for cell in range(request.n_cells)]
         obs = pd.DataFrame(index=pd.Index(names, dtype=object))
-        if self._is_conditional:
-            obs[self.manifest.label] = pd.Categorical.from_codes(
-                label_codes(request.numbers),
-                list(self.manifest.label_vocabulary.categories),
+        for name in self._conditions:
+            obs[name] = pd.Categorical.from_codes(
+                request.codes[name], list(self.manifest.covariates[name].categories)
             )
-        genes = pd.Index(list(self.manifest.features[RNA]), dtype=object)
         provenance = self._provenance(request, are_counts=are_counts)
-        return anndata.AnnData(
-            obs=obs, var=pd.DataFrame(index=genes), uns={"cellgan": provenance}
-        )
+        return {
+            modality: anndata.AnnData(
+                obs=obs.copy(),
+                var=pd.DataFrame(index=pd.Index(list(features), dtype=object)),
+                uns={"cellgan": provenance},
+            )
+            for modality, features in self.manifest.features.items()
+        }
 
     def _provenance(self, request: Request, *, are_counts: bool) -> dict[str, Any]:
         parameters = self.experiment.parameters
@@ -305,11 +383,26 @@ class TrainedModel:
         if are_counts:
             return "counts"
         size = self.manifest.target_library_size
-        if self.experiment.parameters.model.output_LSN is None:
+        model = self.experiment.parameters.model
+        if isinstance(model, GanConfig) and model.output_LSN is None:
             return (
                 f"trained on library sizes normalised to {size}, not rescaled, no log"
             )
         return f"library-size-normalised to {size}, no log"
+
+
+def solver_of(parameters: GenerationParameters) -> SolverSettings:
+    """Return the solver that parameters name."""
+    return SolverSettings(parameters.solver, parameters.n_steps, parameters.tolerance)
+
+
+def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:
+    """Return the cells of one modality as they are, those of several as a MuData."""
+    if len(frames) == 1:
+        return next(iter(frames.values()))
+    from mudata import MuData  # noqa: PLC0415  (slow, and seldom needed)
+
+    return MuData(dict(frames))
 
 
 def piece_size(n_genes: int) -> int:

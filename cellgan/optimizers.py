@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from cellgan.config import TrainingParameters
 
 ADAM_EPSILON = 1e-8
 
@@ -87,7 +90,7 @@ class Adam(keras.optimizers.Adam):
             "lr": tf.cast(learning_rate, dtype),
             "beta1": beta1,
             "beta2": beta2,
-            "epsilon": tf.constant(self.epsilon, dtype),
+            "epsilon": self._epsilon(beta2**updates),
             "grad": tf.convert_to_tensor(gradient),
         }
         if self.amsgrad:
@@ -96,6 +99,28 @@ class Adam(keras.optimizers.Adam):
             )
         else:
             tf.raw_ops.ResourceApplyAdam(**arguments)
+
+    def _epsilon(self, beta2_power: tf.Tensor) -> tf.Tensor:
+        """Return what is added to the root of the uncorrected second moment."""
+        return tf.constant(self.epsilon, beta2_power.dtype)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay of every weight, as PyTorch computes it.
+
+    Notes
+    -----
+    Epsilon is added to the root of the bias-corrected second moment, not, as in Keras
+    and in `Adam`, of the uncorrected one.
+
+    References
+    ----------
+    Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
+    https://arxiv.org/abs/1711.05101
+    """
+
+    def _epsilon(self, beta2_power: tf.Tensor) -> tf.Tensor:
+        return self.epsilon * tf.sqrt(1 - beta2_power)
 
 
 def adam(
@@ -117,3 +142,82 @@ def adam(
         Whether it is AMSGrad.
     """
     return Adam(learning_rate, *moments, epsilon=ADAM_EPSILON, amsgrad=amsgrad)
+
+
+def adamw(
+    learning_rate: float | GeometricDecay,
+    moments: tuple[float, float],
+    *,
+    weight_decay: float,
+) -> AdamW:
+    """Return AdamW.
+
+    Parameters
+    ----------
+    learning_rate
+        Rate or schedule.
+    moments
+        Decay of the first and second moments.
+    weight_decay
+        Share of every weight, times the rate, that an update takes away.
+    """
+    return AdamW(
+        learning_rate, *moments, epsilon=ADAM_EPSILON, weight_decay=weight_decay
+    )
+
+
+def make_optimizer(
+    training: TrainingParameters, updates_per_step: int = 1
+) -> keras.Optimizer:
+    """Return the optimizer that parameters say, with its learning-rate schedule.
+
+    Parameters
+    ----------
+    training
+        Of one stage.
+    updates_per_step
+        Updates that it makes in every training step but the first.
+    """
+    rate, settings = training.learning_rate, training.optimizer
+    final = rate.alpha_final if rate.decay else rate.alpha_0
+    # A schedule also when the rate is constant: a checkpoint must not bring its own.
+    schedule = GeometricDecay(rate.alpha_0, final, training.max_steps, updates_per_step)
+    moments = (settings.beta1, settings.beta2)
+    if settings.algorithm == "AdamW":
+        return adamw(schedule, moments, weight_decay=settings.weight_decay)
+    return adam(schedule, moments, amsgrad=settings.algorithm == "AMSGrad")
+
+
+def update_weights(
+    optimizer: keras.Optimizer,
+    weights: Sequence[keras.Variable],
+    gradients: Sequence[tf.Tensor],
+    *,
+    clip_norm: float | None = None,
+) -> tf.Tensor:
+    """Apply this replica's gradients of a mean loss; call on every replica.
+
+    Parameters
+    ----------
+    gradients
+        Of this replica's mean loss: the optimizer sums them over replicas, so each is
+        divided by their number.
+    clip_norm
+        Largest norm of all gradients together, of the mean over replicas.
+
+    Returns
+    -------
+    That norm before clipping, of this replica alone without `clip_norm`.
+    """
+    replicas = tf.distribute.get_replica_context()
+    n_replicas = replicas.num_replicas_in_sync
+    if n_replicas > 1 and clip_norm is not None:
+        mean = tf.distribute.ReduceOp.MEAN
+        gradients = [replicas.all_reduce(mean, gradient) for gradient in gradients]
+    norm = tf.linalg.global_norm(gradients)
+    if clip_norm is not None:
+        gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
+    if n_replicas > 1:
+        gradients = [gradient / n_replicas for gradient in gradients]
+    optimizer.apply(gradients, weights)
+    return norm

@@ -6,6 +6,8 @@ take part in generating; only the chief draws.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,23 @@ from cellgan.summaries import RunLog
 
 VALIDATION_BATCH = 256
 PROJECTED_COMPONENTS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class RealCells:
+    """The validation cells."""
+
+    expression: sp.csr_matrix
+    """Library-size-normalised RNA, ``(n_cells, n_genes)``."""
+    codes: Mapping[str, npt.NDArray[np.int32]]
+    """``[covariate]`` ``(n_cells,)``."""
+    library_sizes: Mapping[str, npt.NDArray[np.float32]]
+    """``[modality]`` ``(n_cells,)``."""
+    latent: npt.NDArray[np.float32] | None
+    """Of models that have an encoder."""
+
+    def __len__(self) -> int:
+        return int(self.expression.shape[0])
 
 
 class Validation:
@@ -56,7 +75,7 @@ class Validation:
         self._is_chief = is_chief
         self._draws_cells = stage is model.stages()[-1]
         self._validate_step = tf.function(stage.validate_step, reduce_retracing=True)
-        self._real: tuple[sp.csr_matrix, npt.NDArray[np.int32]] | None = None
+        self._real: RealCells | None = None
 
     def __call__(self, step: int) -> None:
         """Log the losses of the validation cells; map them beside generated ones."""
@@ -98,56 +117,112 @@ class Validation:
         return {f"validation/{name}": value / n_cells for name, value in totals.items()}
 
     def _map_cells(self, step: int) -> None:
-        real, codes = self._real_cells()
-        label = self._manifest.label
-        request = GenerationRequest(
-            covariates={label: codes},
-            n_cells=len(codes),
-            seed=derive_seed(self._experiment.parameters.training.seed, "map"),
+        real = self._real_cells()
+        generated = self._model.generate(
+            GenerationRequest(
+                covariates=real.codes,
+                n_cells=len(real),
+                seed=derive_seed(self._experiment.parameters.training.seed, "map"),
+                library_sizes=real.library_sizes,
+            )
         )
-        generated = self._model.generate(request).features[RNA]
         if not self._is_chief:
             return
-        both = np.log1p(np.concatenate([real.toarray(), generated]))
+        values = generated.features[RNA]
+        if generated.are_counts:
+            values = _scaled(values, self._manifest.target_library_size)
+        both = np.log1p(np.concatenate([real.expression.toarray(), values]))
         components = min(PROJECTED_COMPONENTS, *both.shape)
         points = PCA(components, random_state=0).fit_transform(both)
-        vocabulary = self._manifest.label_vocabulary
-        names = vocabulary.decode(codes)
+        shown = self._draw_map(step, self._map_file(step), points, "validation cells")
+        names = self._names(self._manifest.label)
+        self._log.projector(
+            points,
+            [*names, *(names if shown else np.full(len(real), "generated"))],
+            ["real"] * len(real) + ["generated"] * len(real),
+        )
+        if generated.latent is not None and real.latent is not None:
+            latents = np.concatenate([real.latent, generated.latent])
+            self._draw_latents(step, latents)
+
+    def _draw_map(
+        self, step: int, path: Path, points: npt.NDArray[np.float32], what: str
+    ) -> bool:
+        """Map points in one colour per label; return whether there were labels."""
         is_conditional = self._experiment.parameters.model.is_conditional
         method = self._experiment.parameters.training.embedding
-        path = self._map_file(step)
+        names = self._names(self._manifest.label) if is_conditional else None
         plots.embedding_figure(
             path,
-            points[: len(codes)],
-            points[len(codes) :],
-            names if is_conditional else None,
-            names if is_conditional else None,
+            points[: len(points) // 2],
+            points[len(points) // 2 :],
+            names,
+            names,
             method=method,
             seed=0,
             log_components=False,
-            categories=vocabulary.categories,
-            title=f"{self._experiment.name}, step {step}: validation cells",
+            categories=self._manifest.label_vocabulary.categories,
+            title=f"{self._experiment.name}, step {step}: {what}",
         )
         self._log.image(step, plots.METHOD_TITLES[method], path)
-        shown = names if is_conditional else np.full(len(codes), "generated")
-        self._log.projector(
-            points,
-            [*names, *shown],
-            ["real"] * len(codes) + ["generated"] * len(codes),
-        )
+        return is_conditional
 
-    def _real_cells(self) -> tuple[sp.csr_matrix, npt.NDArray[np.int32]]:
-        """Return the validation cells, library-size-normalised, and their labels."""
+    def _draw_latents(self, step: int, latents: npt.NDArray[np.float32]) -> None:
+        """Map latents once, and draw the map for every covariate."""
+        method = self._experiment.parameters.training.embedding
+        coordinates = plots.embed(latents, method=method, seed=0, log_components=False)
+        folder = self._experiment.embedding_folder
+        conditions = self._experiment.parameters.model.conditions(self._manifest)
+        for name in conditions or (None,):
+            path = folder / f"latents_{name or 'all'}_step_{step}.png"
+            plots.map_figure(
+                path,
+                coordinates,
+                len(latents) // 2,
+                None if name is None else np.tile(self._names(name), 2),
+                name=plots.METHOD_TITLES[method],
+                categories=name and self._manifest.covariates[name].categories,
+                title=f"{self._experiment.name}, step {step}: latents"
+                + (f" by {name}" if name else ""),
+            )
+            self._log.image(step, f"latents/{name or 'all'}", path)
+
+    def _names(self, covariate: str) -> npt.NDArray[np.str_]:
+        codes = self._real_cells().codes[covariate]
+        return self._manifest.covariates[covariate].decode(codes)
+
+    def _real_cells(self) -> RealCells:
+        """Return the validation cells, read once and kept sparse."""
         if self._real is None:
-            target = float(self._manifest.target_library_size)
+            target = self._manifest.target_library_size
             is_scaled = self._manifest.record_values == "normalized"
-            rows, codes = [], []
+            rows: list[sp.csr_matrix] = []
+            latents: list[npt.NDArray[np.float32]] = []
+            codes: dict[str, list[npt.NDArray[np.int32]]] = {}
+            sizes: dict[str, list[npt.NDArray[np.float32]]] = {}
             for batch in self._batches():
                 values = batch.features[RNA].numpy()
-                totals = values.sum(axis=1, keepdims=True)
                 rows.append(
-                    sp.csr_matrix(values if is_scaled else values * (target / totals))
+                    sp.csr_matrix(values if is_scaled else _scaled(values, target))
                 )
-                codes.append(batch.covariates[self._manifest.label].numpy())
-            self._real = sp.vstack(rows, format="csr"), np.concatenate(codes)
+                found = self._model.latents(batch.features)
+                latents += [] if found is None else [found]
+                for name, of in batch.covariates.items():
+                    codes.setdefault(name, []).append(of.numpy())
+                for name, of in batch.library_size.items():
+                    sizes.setdefault(name, []).append(of.numpy())
+            self._real = RealCells(
+                sp.vstack(rows, format="csr"),
+                {name: np.concatenate(of) for name, of in codes.items()},
+                {name: np.concatenate(of) for name, of in sizes.items()},
+                np.concatenate(latents) if latents else None,
+            )
         return self._real
+
+
+def _scaled(
+    counts: npt.NDArray[np.float32], target_library_size: float
+) -> npt.NDArray[np.float32]:
+    """Scale rows to the same sum; a row of zeros stays one."""
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
+    return counts * (target_library_size / totals).astype(np.float32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cellgan.manifest import CovariateVocabulary, DatasetManifest
+import numpy as np
+
+from cellgan.manifest import Combination, CovariateVocabulary, DatasetManifest
 
 
 def make_manifest(
@@ -36,4 +38,30 @@ def make_manifest(
         },
         library_sizes={"rna": tuple(map(tuple, library_sizes))},
         shards={},
+        combinations=tuple(
+            make_combination({"cluster": code}, n_cells, {"rna": tuple(sizes)})
+            for code, (n_cells, sizes) in enumerate(
+                zip(trained, library_sizes, strict=True)
+            )
+            if n_cells
+        ),
+    )
+
+
+def make_combination(
+    codes: Mapping[str, int],
+    n_cells: int,
+    library_sizes: Mapping[str, Sequence[float]],
+) -> Combination:
+    """Make a combination whose moments are those of the library sizes given."""
+    logs = {name: np.log(sizes) for name, sizes in library_sizes.items() if len(sizes)}
+    return Combination(
+        codes=dict(codes),
+        n_cells=n_cells,
+        log_mean={name: float(of.mean()) for name, of in logs.items()},
+        log_sd={
+            name: float(of.std(ddof=1)) if len(of) > 1 else None
+            for name, of in logs.items()
+        },
+        library_sizes={name: tuple(sizes) for name, sizes in library_sizes.items()},
     )

@@ -50,7 +50,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, An
         return record
 
     verbs = ("process", "train", "generate", "evaluate", "augment", "estimate")
-    for verb in (*verbs, "evaluate_files"):
+    for verb in (*verbs, "evaluate_files", "correct", "sweep_guidance"):
         monkeypatch.setattr(commands, verb, recorder(verb), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     return calls
@@ -83,7 +83,10 @@ def test_generation_options_reach_the_command(
     run(
         *("--param", parameter_file, "--experiment", "one", "--generate"),
         *("--cells_no", 10, 0, 5, "--seed", 3, "--counts"),
-        *("--save_path", tmp_path / "cells.zarr"),
+        *("--save_path", tmp_path / "cells.zarr", "--library-size", 900),
+        *("--condition", "cell_type=B cell", "donor=1=2"),
+        *("--guidance", "cell_type=2", "donor=0.5", "--n-steps", 7),
+        *("--solver", "dopri5", "--tolerance", "0.01"),
     )
 
     assert called[0][2] == {
@@ -91,7 +94,39 @@ def test_generation_options_reach_the_command(
         "seed": 3,
         "counts": True,
         "save_path": tmp_path / "cells.zarr",
+        "requests": None,
+        "condition": {"cell_type": "B cell", "donor": "1=2"},
+        "guidance": {"cell_type": 2.0, "donor": 0.5},
+        "library_size": 900,
+        "solver": "dopri5",
+        "n_steps": 7,
+        "tolerance": 0.01,
     }
+
+
+def test_correction_and_sweep_get_their_options(
+    parameter_file: Path, called: list[Any], tmp_path: Path
+) -> None:
+    run(
+        *("--param", parameter_file, "--experiment", "one", "--correct", "donor=1"),
+        *("--guidance-sweep", "--save_path", tmp_path / "corrected.h5ad"),
+        *("--guidance", "donor=2", "--solver", "rk4", "--seed", 0),
+    )
+
+    solver = {"seed": 0, "solver": "rk4", "n_steps": None, "tolerance": None}
+    assert called == [
+        ("sweep_guidance", "one", solver),
+        (
+            "correct",
+            "one",
+            {
+                "positional": ({"donor": "1"},),
+                "save_path": tmp_path / "corrected.h5ad",
+                "guidance": {"donor": 2.0},
+                **solver,
+            },
+        ),
+    ]
 
 
 def test_evaluation_looks_at_what_was_just_saved(
@@ -196,6 +231,26 @@ WRONG = {
     "seed 0 of nothing": (
         ["--param", "{file}", "--train", "--seed", "0"],
         r"--seed goes with --generate",
+    ),
+    "pair without a value": (
+        ["--param", "{file}", "--generate", "--condition", "donor"],
+        r'--condition: "donor" is no pair',
+    ),
+    "covariate twice": (
+        ["--param", "{file}", "--generate", "--condition", "a=1", "a=2"],
+        r'--condition: "a" is given twice',
+    ),
+    "scale that is no number": (
+        ["--param", "{file}", "--generate", "--guidance", "a=much"],
+        r'--guidance: the scale of a is "much"',
+    ),
+    "solver of nothing": (
+        ["--param", "{file}", "--train", "--solver", "euler"],
+        r"--solver goes with --generate or --correct or --guidance-sweep",
+    ),
+    "two files in one path": (
+        ["--param", "{file}", "--generate", "--correct", "a=1", "--save_path", "x"],
+        r"--save_path names one file, but --generate and --correct",
     ),
     "estimate with an action": (
         ["--param", "{file}", "--estimate", "--train"],

@@ -155,7 +155,7 @@ WRONG = {
     "misspelt key": (
         lambda e: e["training"].update(critic_iter=5),
         r'pbmc\.training: unknown key "critic_iter"\. Did you mean "critic_iters"\?'
-        r"(.|\n)*Keys allowed here: batch_size, checkpoint, critic_iters",
+        r"(.|\n)*Keys allowed here: batch_size, checkpoint, clip_norm, critic_iters",
     ),
     "misspelt key in a nested block": (
         lambda e: e["training"]["learning_rate"].update(alpha0=1e-3),
@@ -195,7 +195,7 @@ WRONG = {
     ),
     "unknown optimiser": (
         lambda e: e["training"]["optimizer"].update(algorithm="SGD"),
-        r'optimizer\.algorithm: "SGD" found, expected .AMSGrad. or .Adam.',
+        r'optimizer\.algorithm: "SGD" found, expected .AMSGrad., .Adam. or .AdamW.',
     ),
     "unknown model type": (
         lambda e: e["model"].update(type="cscgan"),

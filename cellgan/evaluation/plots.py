@@ -90,16 +90,56 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
     """
     cells = np.concatenate([dense(real), dense(generated)])
     coordinates = embed(cells, method=method, seed=seed, log_components=log_components)
-    is_real = np.arange(len(cells)) < real.shape[0]
+    labels = None
+    if real_labels is not None and generated_labels is not None:
+        labels = np.concatenate([real_labels, generated_labels])
+    map_figure(
+        path,
+        coordinates,
+        real.shape[0],
+        labels,
+        name=METHOD_TITLES[method],
+        categories=categories,
+        title=title,
+    )
+    return coordinates
+
+
+def map_figure(
+    path: Path,
+    coordinates: npt.NDArray[np.float32],
+    n_real: int,
+    labels: Labels | None,
+    *,
+    name: str,
+    categories: Sequence[str] | None = None,
+    title: str = "",
+) -> None:
+    """Draw a map of real and generated cells: see `embedding_figure`.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    coordinates
+        In the plane, ``(n_cells, 2)``, of `n_real` real cells and then generated ones.
+    labels
+        Of all these cells; None for one colour a side.
+    name
+        Of the map, for the axes.
+    categories
+        All labels in order; by default those present, sorted.
+    title
+        Title of the figure.
+    """
+    is_real = np.arange(len(coordinates)) < n_real
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.add_subplot()
-    if real_labels is None or generated_labels is None:
+    if labels is None:
         handles = _draw_sides(axes, coordinates, is_real)
     else:
-        labels = np.concatenate([real_labels, generated_labels])
         order = list(categories if categories is not None else np.unique(labels))
         handles = _draw_labels(axes, coordinates, is_real, labels, order)
-    name = METHOD_TITLES[method]
     axes.set(xlabel=f"{name} 1", ylabel=f"{name} 2", title=title, xticks=[], yticks=[])
     figure.legend(
         handles=handles,
@@ -109,7 +149,83 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
         fontsize=9,
     )
     save(figure, path)
-    return coordinates
+
+
+def integration_figure(
+    path: Path,
+    embeddings: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    batches: Labels,
+    labels: Labels,
+    batch_name: str,
+    *,
+    method: Literal["tsne", "umap"] = "tsne",
+    seed: int = 0,
+) -> None:
+    """Map cells before and after a correction, by batch (above) and label (below).
+
+    Parameters
+    ----------
+    path
+        File to write.
+    embeddings
+        Before and after, ``(n_cells, n_dimensions)`` each.
+    batches, labels
+        Of every cell.
+    batch_name
+        Name of what was corrected.
+    method, seed
+        As in `embedding_figure`.
+    """
+    figure = Figure(figsize=(13, 10.5), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for column, (when, points) in enumerate(
+        zip(("before", "after"), embeddings, strict=True)
+    ):
+        at = embed(points, method=method, seed=seed, log_components=False)
+        for axes, groups in zip(panels[:, column], (batches, labels), strict=True):
+            names = list(np.unique(groups))
+            colours = dict(zip(names, _colours(len(names)), strict=True))
+            of_each = np.array([colours[group] for group in groups])
+            axes.scatter(*at.T, s=5, c=of_each, linewidths=0, rasterized=True)
+            axes.set(xticks=[], yticks=[])
+        panels[0, column].set_title(f"{when} correction of {batch_name}")
+    for axes, groups in zip(panels[:, 1], (batches, labels), strict=True):
+        names = list(np.unique(groups))
+        colours = dict(zip(names, _colours(len(names)), strict=True))
+        axes.legend(
+            handles=[_handle("s", colour, str(n)) for n, colour in colours.items()],
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+            fontsize=9,
+        )
+    save(figure, path)
+
+
+def guidance_figure(
+    path: Path,
+    scales: Sequence[float],
+    measures: Mapping[str, Sequence[float]],
+) -> None:
+    """Draw measures of generated cells against the guidance scale.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    scales
+        Ascending.
+    measures
+        title -> a value for each scale, then that of real cells.
+    """
+    figure = Figure(figsize=(4.2 * len(measures), 3.8), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(measures)))
+    for axes, (title, values) in zip(panels, measures.items(), strict=True):
+        axes.plot(scales, values[:-1], "o-", color=GENERATED_COLOUR, label="generated")
+        axes.axhline(values[-1], color=REAL_COLOUR, linestyle="--", label="real cells")
+        axes.set(xlabel="guidance scale", title=title.replace(": ", "\n", 1))
+    panels[0].legend(frameon=False)
+    save(figure, path)
 
 
 def embed(

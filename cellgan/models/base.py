@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverSettings:
+    """How a differential equation is solved."""
+
+    name: str = "midpoint"
+    n_steps: int = 10
+    """Of solvers with fixed steps."""
+    tolerance: float = 1e-3
+    """Absolute and relative, of solvers that choose their steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +46,12 @@ class GenerationRequest:
     first_cell: int = 0
     source: CellBatch | None = None
     """Cells to start from, for models that edit cells; None for those that draw."""
+    library_sizes: Mapping[str, npt.NDArray[np.float32]] | None = None
+    """Library sizes ``(n_cells,)`` by modality, for models that make counts."""
+    guidance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Guidance scale by covariate, 1 where not named; for models that have it."""
+    solver: SolverSettings | None = None
+    """How to solve what a model integrates; None for its default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,42 @@ class GeneratedCells:
     """``(n_cells, n_features)``, non-negative."""
     are_counts: bool
     """Whether values are integer counts; otherwise library-size-normalised."""
+    latent: npt.NDArray[np.float32] | None = None
+    """``(n_cells, n_latent)``, of models that have latents."""
+
+
+class Block(NamedTuple):
+    """Cells that are made together, some of which a request may not ask for."""
+
+    number: int
+    in_request: slice
+    """The wanted ones, as rows of the request."""
+    in_block: slice
+    """The same as rows of the block."""
+    size: int
+
+    def padded(self, values: npt.NDArray[Any], filler: float = 0) -> npt.NDArray[Any]:
+        """Return the values of a request's cells for this block, the others filled."""
+        rows = np.full((self.size, *values.shape[1:]), filler, values.dtype)
+        rows[self.in_block] = values[self.in_request]
+        return rows
+
+
+def blocks_of(request: GenerationRequest, size: int) -> Iterator[Block]:
+    """Cut all cells there could be into blocks; yield those that a request touches.
+
+    Whatever is asked for, a cell is computed in the same block with the same shapes, so
+    it depends on its index alone.
+    """
+    first, end = request.first_cell, request.first_cell + request.n_cells
+    for index in range(first // size, -(-end // size)):
+        start, stop = max(first, index * size), min(end, (index + 1) * size)
+        yield Block(
+            index,
+            slice(start - first, stop - first),
+            slice(start - index * size, stop - index * size),
+            size,
+        )
 
 
 class TrainingStage(abc.ABC):
@@ -58,6 +112,24 @@ class TrainingStage(abc.ABC):
     name: str
     batches_per_step: int = 1
     """How many batches one step draws; a GAN step draws ``critic_iters + 1``."""
+
+    def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch | None:
+        """Compute once what to train on in place of the training cells.
+
+        Called before the first step of every run, so it must be a function of the
+        cells and of earlier stages alone.
+
+        Parameters
+        ----------
+        cells
+            Gives all training cells, in an order of their own that is always the same.
+
+        Returns
+        -------
+        One row per cell; None to train on the cells themselves.
+        """
+        del cells
+        return None
 
     @abc.abstractmethod
     def train_step(
@@ -120,3 +192,28 @@ class GenerativeModel(abc.ABC):
     @abc.abstractmethod
     def generate(self, request: GenerationRequest) -> GeneratedCells:
         """Make the cells of a request."""
+
+    def latents(
+        self, features: Mapping[str, tf.Tensor]
+    ) -> npt.NDArray[np.float32] | None:
+        """Return latents ``(n_cells, n_latent)`` of counts; None without an encoder."""
+        del features
+        return None
+
+
+def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
+    """Return whether to compile with XLA; ``"auto"`` does on a GPU."""
+    if jit == "auto":
+        return bool(tf.config.list_physical_devices("GPU"))
+    return jit
+
+
+def weight_histograms(
+    weights: Sequence[keras.Variable], gradients: Sequence[tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Return weights and their gradients by the tags of their histograms."""
+    tensors = {}
+    for weight, gradient in zip(weights, gradients, strict=True):
+        tensors[f"{weight.path}/values"] = tf.convert_to_tensor(weight)
+        tensors[f"{weight.path}/gradients"] = gradient
+    return tensors

@@ -15,24 +15,26 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self, cast
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from cellgan.config import ExperimentParameters, TrainingParameters
+from cellgan.config import ExperimentParameters
 from cellgan.layers import ReadOutKind
 from cellgan.manifest import RNA, DatasetManifest
+from cellgan.model_configs import GanConfig
 from cellgan.models.base import (
     GeneratedCells,
     GenerationRequest,
     GenerativeModel,
     TrainingStage,
+    blocks_of,
+    resolve_jit,
 )
 from cellgan.models.gan_networks import Critic, Generator
 from cellgan.models.gan_training import GanStage, Player, RealCells
-from cellgan.optimizers import GeometricDecay, adam
+from cellgan.optimizers import make_optimizer
 from cellgan.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -87,22 +89,17 @@ class Gan(GenerativeModel):
 
     def generate(self, request: GenerationRequest) -> GeneratedCells:
         """Make the cells of a request, normalised by the running statistics."""
-        first, end = request.first_cell, request.first_cell + request.n_cells
         codes = request.covariates.get(
             self._label, np.zeros(request.n_cells, dtype=np.int32)
         )
         seed = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces = []
-        for block in range(first // CELLS_PER_BLOCK, -(-end // CELLS_PER_BLOCK)):
-            start = block * CELLS_PER_BLOCK
-            wanted = slice(max(first, start), min(end, start + CELLS_PER_BLOCK))
-            block_codes = np.zeros(CELLS_PER_BLOCK, dtype=np.int32)
-            inside = slice(wanted.start - start, wanted.stop - start)
-            block_codes[inside] = codes[wanted.start - first : wanted.stop - first]
+        for block in blocks_of(request, CELLS_PER_BLOCK):
             cells = self._generate_block(
-                tf.constant(block_codes), _fold_in(seed, tf.constant(block, tf.int64))
+                tf.constant(block.padded(codes)),
+                _fold_in(seed, tf.constant(block.number, tf.int64)),
             )
-            pieces.append(cells.numpy()[inside])
+            pieces.append(cells.numpy()[block.in_block])
         n_genes = self._generator.last.kernel.shape[1]
         empty = np.zeros((0, n_genes), dtype=np.float32)
         features = np.concatenate([empty, *pieces], dtype=np.float32)
@@ -125,7 +122,8 @@ class Gan(GenerativeModel):
         cls, parameters: ExperimentParameters, manifest: DatasetManifest
     ) -> Self:
         """Build the model of one experiment."""
-        model, training = parameters.model, parameters.training
+        model = cast(GanConfig, parameters.model)
+        training = parameters.training.of_stage(GanStage.name)
         n_genes = len(manifest.features[RNA])
         is_conditional = model.type == "cscGAN"
         n_categories = len(manifest.label_vocabulary) if is_conditional else None
@@ -136,7 +134,7 @@ class Gan(GenerativeModel):
         )
         seed = derive_seed(training.seed, "weights")
         dtype = "mixed_bfloat16" if training.precision == "bfloat16" else "float32"
-        jit = _resolve_jit(training.jit)
+        jit = resolve_jit(training.jit)
         generator = Generator(
             (model.latent_dim, *model.gen_layers, n_genes),
             n_categories,
@@ -158,8 +156,8 @@ class Gan(GenerativeModel):
                 dtype=dtype,
             )
             return GanStage(
-                Player(generator, _optimizer(training, 1)),
-                Player(critic, _optimizer(training, training.critic_iters + 1)),
+                Player(generator, make_optimizer(training, 1)),
+                Player(critic, make_optimizer(training, training.critic_iters + 1)),
                 _real_cells(manifest),
                 penalty_weight=model.lambd,
                 critic_iters=training.critic_iters,
@@ -173,19 +171,6 @@ def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
-def _optimizer(training: TrainingParameters, updates_per_step: int) -> keras.Optimizer:
-    rate = training.learning_rate
-    final = rate.alpha_final if rate.decay else rate.alpha_0
-    # A schedule also when the rate is constant: a checkpoint must not bring its own.
-    schedule = GeometricDecay(rate.alpha_0, final, training.max_steps, updates_per_step)
-    settings = training.optimizer
-    return adam(
-        schedule,
-        (settings.beta1, settings.beta2),
-        amsgrad=settings.algorithm == "AMSGrad",
-    )
-
-
 def _real_cells(manifest: DatasetManifest) -> RealCells:
     is_scaled = manifest.record_values == "normalized"
     return RealCells(
@@ -193,9 +178,3 @@ def _real_cells(manifest: DatasetManifest) -> RealCells:
         ratios=manifest.label_ratios,
         library_size=None if is_scaled else manifest.target_library_size,
     )
-
-
-def _resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
-    if jit == "auto":
-        return bool(tf.config.list_physical_devices("GPU"))
-    return jit

@@ -20,7 +20,8 @@ from cellgan import losses
 from cellgan.batches import CellBatch
 from cellgan.layers import BatchStatistics
 from cellgan.manifest import RNA
-from cellgan.models.base import TrainingStage
+from cellgan.models.base import TrainingStage, weight_histograms
+from cellgan.optimizers import update_weights
 from cellgan.transforms import normalize_library_size
 
 
@@ -39,10 +40,7 @@ class Player:
 
     def update(self, gradients: Sequence[tf.Tensor]) -> None:
         """Apply this replica's gradients; the optimizer sums them over replicas."""
-        n_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        if n_replicas > 1:
-            gradients = [gradient / n_replicas for gradient in gradients]
-        self.optimizer.apply(gradients, self.network.trainable_variables)
+        update_weights(self.optimizer, self.network.trainable_variables, gradients)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +194,8 @@ class GanStage(TrainingStage):
             "single_cell_real/histogram": real[0],
             "Distance_fake": terms.fake_scores,
             "Distance_real": terms.real_scores,
-            **_weight_histograms(self.critic.weights, critic_gradients),
-            **_weight_histograms(self.generator.weights, generator_gradients),
+            **weight_histograms(self.critic.weights, critic_gradients),
+            **weight_histograms(self.generator.weights, generator_gradients),
         }
 
     def trackables(self) -> Mapping[str, Any]:
@@ -295,13 +293,3 @@ def _loss_scalars(
         "critic_loss_1": terms.loss,
         "Penalty": terms.penalty,
     }
-
-
-def _weight_histograms(
-    weights: Sequence[keras.Variable], gradients: Sequence[tf.Tensor]
-) -> dict[str, tf.Tensor]:
-    tensors = {}
-    for weight, gradient in zip(weights, gradients, strict=True):
-        tensors[f"{weight.path}/values"] = tf.convert_to_tensor(weight)
-        tensors[f"{weight.path}/gradients"] = gradient
-    return tensors

@@ -134,6 +134,11 @@ class VelocityNet(SizedLayer):
         self.output_layer = self._linear("output", width, n_latent)
         self.build()
 
+    @property
+    def uses_library_size(self) -> bool:
+        """Whether a library size is part of the condition."""
+        return bool(self._log_library_sizes)
+
     def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
         initializer = keras.initializers.LecunNormal(
             derive_seed(self._seed, "velocity_net", name)

@@ -1,0 +1,261 @@
+"""Batch correction: real cells taken to noise and back with another covariate.
+
+A cell's latent is followed back to the noise it comes from, with the cell's own
+covariates, and from there to a latent with the target's. What the covariates explain
+changes, what they do not stays in the noise.
+
+References
+----------
+Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with
+CFGen, section 5.4. https://arxiv.org/abs/2407.11734
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+import tensorflow as tf
+from tqdm import tqdm
+
+from cellgan.batches import CellBatch
+from cellgan.config import as_json
+from cellgan.errors import ConfigError
+from cellgan.evaluation import plots
+from cellgan.evaluation.integration import Integration, integration
+from cellgan.experiment import Experiment, replacing
+from cellgan.generation import TrainedModel, joined, piece_size, versions
+from cellgan.manifest import RNA
+from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.wanted_cells import check_condition, check_guidance
+
+log = logging.getLogger(__name__)
+
+BEFORE, AFTER = "X_latent", "X_corrected"
+"""Keys of ``obsm``."""
+
+
+def correct(
+    experiment: Experiment,
+    target: Mapping[str, str],
+    path: Path,
+    *,
+    seed: int,
+    guidance: Mapping[str, float],
+    solver: SolverSettings,
+) -> Path:
+    """Move all processed cells of an experiment to other categories.
+
+    Parameters
+    ----------
+    target
+        Category, by covariate, that all cells get; other covariates stay.
+    path
+        File of the corrected cells, ``.h5ad``, or ``.h5mu`` with ATAC. A figure of
+        the same name is written beside it.
+    seed
+        Of the counts that are drawn.
+    guidance
+        Scale by covariate, both ways; 1 where not named.
+    solver
+        How the flow is followed, both ways.
+
+    Returns
+    -------
+    Where the cells are. ``X`` holds counts with each cell's own library size,
+    ``obsm["X_latent"]`` and ``obsm["X_corrected"]`` the latents before and after.
+
+    Raises
+    ------
+    ConfigError
+        If the model is not conditioned on a covariate of the target, or it names a
+        category that no training cell has.
+    CheckpointError
+        If the experiment is not trained.
+    """
+    trained = TrainedModel.load(experiment.folder)
+    codes = check_target(experiment, target)
+    check_guidance(guidance, experiment.parameters.model.conditions(trained.manifest))
+    started = time.perf_counter()
+    frames = read_processed(experiment)
+    before, after, counts = _moved(trained, frames, codes, seed, guidance, solver)
+    for modality, cells in frames.items():
+        cells.X = counts[modality]
+        cells.obsm[BEFORE], cells.obsm[AFTER] = before, after
+        cells.layers.clear()
+        cells.uns["cellgan"] = {
+            "parameters": json.dumps(as_json(experiment.parameters), sort_keys=True),
+            "step": trained.step,
+            "seed": seed,
+            "corrected_to": dict(target),
+            "guidance": dict(guidance),
+            "solver": solver.name,
+            "scale": "counts, each cell with its own library size",
+            "are_counts": True,
+            "versions": versions(),
+        }
+    obs = frames[RNA].obs
+    label = obs[trained.manifest.label].astype(str).to_numpy()
+    for name, category in target.items():
+        batches = obs[name].astype(str).to_numpy()
+        scores = {
+            "before": integration(before, batches, label),
+            "after": integration(after, batches, label),
+        }
+        frames[RNA].uns["cellgan"][f"integration_{name}"] = {
+            when: of._asdict() for when, of in scores.items()
+        }
+        figure = path.with_name(f"{path.stem}_{name}.png")
+        plots.integration_figure(figure, (before, after), batches, label, name)
+        log.info(
+            "%s: %d cells to %s %s in %.1f s\n%s\n%s",
+            experiment.name,
+            len(obs),
+            name,
+            category,
+            time.perf_counter() - started,
+            describe(scores, name, trained.manifest.label),
+            figure,
+        )
+    for name, category in target.items():  # what cells were is kept beside
+        for cells in frames.values():
+            cells.obs[f"original_{name}"] = cells.obs[name]
+            cells.obs[name] = pd.Categorical(
+                [category] * cells.n_obs, categories=cells.obs[name].cat.categories
+            )
+    _write(path, frames)
+    log.info("%s: corrected cells in %s", experiment.name, path)
+    return path
+
+
+def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str, int]:
+    """Return the codes of a target's categories.
+
+    Raises
+    ------
+    ConfigError
+        As `correct`.
+    """
+    model, manifest = experiment.parameters.model, experiment.manifest()
+    if not model.has_latents:
+        msg = (
+            f'--correct: the model type "{model.type}" cannot take cells back to noise.'
+            " CFGen can."
+        )
+        raise ConfigError(msg)
+    codes = check_condition(target, manifest, "--correct")
+    check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), "--correct")
+    return codes
+
+
+def read_processed(experiment: Experiment) -> dict[str, anndata.AnnData]:
+    """Return the processed cells of an experiment by modality."""
+    path = experiment.processed_file
+    if path.suffix == ".h5ad":
+        return {RNA: anndata.read_h5ad(path)}
+    from mudata import read_h5mu  # noqa: PLC0415  (slow, and seldom needed)
+
+    return dict(read_h5mu(path).mod)
+
+
+def describe(scores: Mapping[str, Integration], batch: str, label: str) -> str:
+    """Return the scores as a small table."""
+    titles = {
+        "batch_mixing": f"mixing of {batch} (iLISI, 1 is best)",
+        "label_separation": f"separation of {label} (cLISI, 1 is best)",
+        "label_silhouette": f"silhouette of {label} (1 is best)",
+    }
+    width = max(map(len, titles.values()))
+    lines = [f"    {'':{width}}  " + "  ".join(f"{when:>7}" for when in scores)]
+    for key, title in titles.items():
+        values = "  ".join(f"{getattr(of, key):7.3f}" for of in scores.values())
+        lines.append(f"    {title:{width}}  {values}")
+    return "\n".join(lines)
+
+
+def _moved(
+    trained: TrainedModel,
+    frames: Mapping[str, anndata.AnnData],
+    target: Mapping[str, int],
+    seed: int,
+    guidance: Mapping[str, float],
+    solver: SolverSettings,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], dict[str, sp.csr_matrix]]:
+    """Return latents before and after, and counts by modality."""
+    manifest = trained.manifest
+    conditions = trained.experiment.parameters.model.conditions(manifest)
+    obs = frames[RNA].obs
+    own = {
+        name: manifest.covariates[name].encode(obs[name].astype(str).tolist())
+        for name in {*conditions, manifest.label}
+    }
+    before: list[Any] = []
+    after: list[Any] = []
+    counts: dict[str, list[sp.csr_matrix]] = {modality: [] for modality in frames}
+    size = piece_size(sum(map(len, manifest.features.values())))
+    with tqdm(total=len(obs), unit=" cells", delay=2, desc="correcting") as bar:
+        for first in range(0, len(obs), size):
+            rows = slice(first, min(first + size, len(obs)))
+            source = _batch(frames, own, rows)
+            requested = {
+                name: np.full_like(of[rows], target[name])
+                if name in target
+                else of[rows]
+                for name, of in own.items()
+            }
+            made = trained.model.generate(
+                GenerationRequest(
+                    covariates=requested,
+                    n_cells=rows.stop - first,
+                    seed=seed,
+                    first_cell=first,
+                    source=source,
+                    library_sizes={
+                        name: of.numpy() for name, of in source.library_size.items()
+                    },
+                    guidance=guidance,
+                    solver=solver,
+                )
+            )
+            before.append(trained.model.latents(source.features))
+            after.append(made.latent)
+            for modality, values in made.features.items():
+                counts[modality].append(sp.csr_matrix(values))
+            bar.update(rows.stop - first)
+    return (
+        np.concatenate(before),
+        np.concatenate(after),
+        {name: sp.vstack(of, format="csr") for name, of in counts.items()},
+    )
+
+
+def _batch(
+    frames: Mapping[str, anndata.AnnData],
+    codes: Mapping[str, npt.NDArray[np.int32]],
+    rows: slice,
+) -> CellBatch:
+    features = {
+        name: tf.constant(cells.X[rows].toarray(), tf.float32)
+        for name, cells in frames.items()
+    }
+    return CellBatch(
+        features,
+        {name: tf.reduce_sum(of, axis=1) for name, of in features.items()},
+        {name: tf.constant(of[rows]) for name, of in codes.items()},
+    )
+
+
+def _write(path: Path, frames: Mapping[str, anndata.AnnData]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = joined(frames)
+    with replacing(path) as temporary:
+        cells.write(temporary)

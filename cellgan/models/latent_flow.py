@@ -1,0 +1,613 @@
+"""CFGen: counts by flow matching in the latents of a count autoencoder.
+
+The autoencoder gives every cell a latent. A network learns the velocity that carries
+noise to latents, without a covariate and with each of them alone; guidance adds these
+up. A cell is made by following the velocity, decoding the latent with a library size,
+and drawing counts.
+
+References
+----------
+Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with
+CFGen. https://arxiv.org/abs/2407.11734
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from cellgan.batches import CellBatch
+from cellgan.config import ExperimentParameters
+from cellgan.layers import SizedLayer
+from cellgan.manifest import DatasetManifest
+from cellgan.model_configs import CfgenConfig
+from cellgan.models.autoencoder import AutoencoderStage, build_autoencoder
+from cellgan.models.base import (
+    Block,
+    GeneratedCells,
+    GenerationRequest,
+    GenerativeModel,
+    SolverSettings,
+    TrainingStage,
+    blocks_of,
+    resolve_jit,
+    weight_histograms,
+)
+from cellgan.models.count_networks import CountAutoencoder
+from cellgan.models.velocity_net import VelocityNet
+from cellgan.optimizers import make_optimizer, update_weights
+from cellgan.sampling import (
+    Branch,
+    branch_codes,
+    checked_solver,
+    conditional_path,
+    draw_times,
+    drop_covariates,
+    guidance_branches,
+    pair_noise,
+    straight_path,
+)
+from cellgan.sampling.flow import CheckedSolver
+from cellgan.seeds import derive_seed
+
+LATENT = "latent"
+MOST_CELLS_PER_BLOCK = 512
+"""Cells are made in blocks, whatever is asked for, so that a cell's noise and the
+shapes it is computed with depend on its index alone."""
+MOST_VALUES_PER_BLOCK = 2**23
+"""Features of a block's cells together, at most: 32 MB as float32."""
+
+
+class LatentScale(SizedLayer):
+    """Latents in units of their own: mean 0 and deviation 1 in every dimension.
+
+    It is the identity until `fit` has seen latents.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latents.
+    """
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(name="latent_scale")
+        self._n_latent = n_latent
+        self.build()
+
+    def _make_weights(self) -> None:
+        shape = (self._n_latent,)
+        self.mean = self._weight("mean", shape, "zeros", trainable=False)
+        self.deviation = self._weight("deviation", shape, "ones", trainable=False)
+
+    def fit(self, latents: npt.NDArray[np.float32]) -> None:
+        """Take mean and deviation of some latents ``(n_cells, n_latent)``."""
+        deviation = latents.std(axis=0, dtype=np.float64)
+        self.mean.assign(latents.mean(axis=0, dtype=np.float64))
+        self.deviation.assign(np.where(deviation > 0, deviation, 1.0))
+
+    def call(self, latents: tf.Tensor) -> tf.Tensor:
+        """Standardise latents."""
+        return (latents - self.mean) / self.deviation
+
+    def restore(self, standardized: tf.Tensor) -> tf.Tensor:
+        """Return standardised latents to their own units."""
+        return standardized * self.deviation + self.mean
+
+
+class Draws(NamedTuple):
+    """What is random in one update of the flow."""
+
+    noise: tf.Tensor
+    """Standard normal, ``(n_cells, n_latent)``."""
+    jitter: tf.Tensor
+    """The same, around straight paths."""
+    time: tf.Tensor
+    """Uniform in 0 to 1, ``(n_cells,)``."""
+    codes: Mapping[str, tf.Tensor]
+    """Covariates, those that are dropped with their null code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowRecipe:
+    """How the velocity is learned."""
+
+    path: Literal["lipman", "transport"]
+    sigma: float
+    stratified_times: bool
+    unconditional_share: float
+    dropping: Literal["per_cell", "per_batch"]
+    standardize: bool
+
+
+class FlowStage(TrainingStage):
+    """Trains a velocity network on latents that are computed once.
+
+    Parameters
+    ----------
+    autoencoder
+        Trained; its weights stay as they are.
+    scale
+        Of the latents; fitted when they are computed.
+    network
+        Built.
+    optimizer
+        Built here.
+    recipe
+        Paths, times and the dropping of covariates.
+    clip_norm
+        Largest norm of all gradients together; None leaves them.
+    jit
+        Compile losses and gradients with XLA.
+
+    Notes
+    -----
+    The original encodes every batch anew, draws one covariate for a whole batch (here
+    with ``"per_batch"``), and leaves labels and library sizes behind when optimal
+    transport reorders the latents; here the noise is reordered.
+    """
+
+    name = "flow"
+
+    def __init__(
+        self,
+        autoencoder: CountAutoencoder,
+        scale: LatentScale,
+        network: VelocityNet,
+        optimizer: keras.Optimizer,
+        recipe: FlowRecipe,
+        *,
+        clip_norm: float | None,
+        jit: bool,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.recipe = recipe
+        self._scale = scale
+        self._clip_norm = clip_norm
+        optimizer.build(network.trainable_variables)
+        self._encode = tf.function(autoencoder.encode, reduce_retracing=True)
+        self._gradients = tf.function(self.gradients, jit_compile=jit)
+
+    def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
+        """Encode all cells, and fit the scale to their latents."""
+        batches = [
+            CellBatch(
+                {LATENT: self._encode(batch.features).numpy()},
+                {name: of.numpy() for name, of in batch.library_size.items()},
+                {name: of.numpy() for name, of in batch.covariates.items()},
+            )
+            for batch in cells()
+        ]
+        joined = _concatenate(batches)
+        latents = joined.features[LATENT]
+        if self.recipe.standardize:
+            self._scale.fit(latents)
+        scaled = self._scale(tf.constant(latents)).numpy()
+        return joined._replace(features={LATENT: scaled})
+
+    def train_step(
+        self, batches: tuple[CellBatch, ...], seed: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        """Update the weights once, from a batch that holds latents."""
+        (batch,) = batches
+        learning_rate = self.optimizer.learning_rate
+        latents = batch.features[LATENT]
+        draws = self.draw(batch, latents, seed)
+        loss, gradients, statistics = self._gradients(
+            latents, batch.library_size, draws, seed
+        )
+        norm = update_weights(
+            self.optimizer,
+            self.network.trainable_variables,
+            gradients,
+            clip_norm=self._clip_norm,
+        )
+        self.network.update_running_statistics(statistics)
+        return {
+            "loss": loss,
+            "learning_rate": tf.convert_to_tensor(learning_rate),
+            "gradient_norm": norm,
+        }
+
+    def validate_step(
+        self, batch: CellBatch, seed: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        """Return the loss of one batch of cells."""
+        latents = self._latents(batch)
+        draws = self.draw(batch, latents, seed)
+        condition = self.network.condition(draws.codes, _logs(batch.library_size))
+        point = self.path_point(latents, draws)
+        velocity = self.network(point.latent, draws.time, condition)
+        return {"loss": tf.reduce_mean((velocity - point.velocity) ** 2)}
+
+    def diagnostics(self, batch: CellBatch, seed: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        """Return latents, weights and their gradients."""
+        latents = self._latents(batch)
+        draws = self.draw(batch, latents, seed)
+        _, gradients, _ = self._gradients(latents, batch.library_size, draws, seed)
+        return {
+            "latent": latents,
+            **weight_histograms(self.network.trainable_variables, gradients),
+        }
+
+    def trackables(self) -> Mapping[str, Any]:
+        """Return the network, its optimizer, and the scale of latents."""
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "scale": self._scale,
+        }
+
+    def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
+        """Draw what one update needs; latents are paired here if they are to be."""
+        seeds = [_fold_in(seed, index) for index in range(4)]
+        shape = tf.shape(latents)
+        noise = tf.random.stateless_normal(shape, seeds[0], alg="philox")
+        if self.recipe.path == "transport":
+            noise = pair_noise(latents, noise)
+        jitter = tf.random.stateless_normal(shape, seeds[1], alg="philox")
+        time = draw_times(shape[0], seeds[2], stratified=self.recipe.stratified_times)
+        codes = {name: batch.covariates[name] for name in self.network.null_codes}
+        if codes:
+            codes = drop_covariates(
+                codes,
+                self.network.null_codes,
+                seeds[3],
+                self.recipe.unconditional_share,
+                "cell" if self.recipe.dropping == "per_cell" else "batch",
+            )
+        return Draws(noise, jitter, time, codes)
+
+    def path_point(self, latents: tf.Tensor, draws: Draws) -> Any:
+        """Return where the paths to the latents are at the drawn times."""
+        sigma = self.recipe.sigma
+        if self.recipe.path == "transport":
+            return straight_path(latents, draws.noise, draws.time, sigma, draws.jitter)
+        return conditional_path(latents, draws.noise, draws.time, sigma)
+
+    def gradients(
+        self,
+        latents: tf.Tensor,
+        library_size: Mapping[str, tf.Tensor],
+        draws: Draws,
+        seed: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor], tuple[Any, ...]]:
+        """Return loss, gradients, and the statistics that units were normalised by."""
+        point = self.path_point(latents, draws)
+        with tf.GradientTape() as tape:
+            condition = self.network.condition(draws.codes, _logs(library_size))
+            velocity, statistics = self.network.with_statistics(
+                point.latent, draws.time, condition, training=True, seed=seed
+            )
+            loss = tf.reduce_mean((velocity - point.velocity) ** 2)
+        # Of covariates without a part in this batch.
+        gradients = tape.gradient(
+            loss,
+            self.network.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return loss, gradients, statistics
+
+    def _latents(self, batch: CellBatch) -> tf.Tensor:
+        """Return the latents of a batch, of cells or of latents."""
+        if LATENT in batch.features:
+            return batch.features[LATENT]
+        return self._scale(self._encode(batch.features))
+
+
+class LatentFlow(GenerativeModel):
+    """CFGen: a count autoencoder and a flow in its latents.
+
+    Parameters
+    ----------
+    autoencoder, scale, network
+        What cells are made with.
+    label
+        Covariate that dispersions depend on; None if they do not.
+    make_stages
+        Called when the stages are first asked for.
+    jit
+        Compile with XLA.
+    """
+
+    def __init__(
+        self,
+        autoencoder: CountAutoencoder,
+        scale: LatentScale,
+        network: VelocityNet,
+        make_stages: Callable[[], tuple[TrainingStage, ...]],
+        *,
+        label: str | None,
+        jit: bool,
+    ) -> None:
+        self._autoencoder = autoencoder
+        self._scale = scale
+        self._network = network
+        self._label = label
+        self._make_stages = make_stages
+        self._strategy = tf.distribute.get_strategy()
+        self._jit = jit
+        self._solvers: dict[Any, CheckedSolver] = {}
+        self._decode_block = tf.function(self._decode)
+        self._encode = tf.function(autoencoder.encode, reduce_retracing=True)
+        self._condition = tf.function(network.condition, reduce_retracing=True)
+        n_features = sum(m.n_features for m in autoencoder.modalities.values())
+        size = MOST_CELLS_PER_BLOCK
+        while size > 1 and size * n_features > MOST_VALUES_PER_BLOCK:
+            size //= 2
+        self._block_size = size
+
+    def stages(self) -> tuple[TrainingStage, ...]:
+        """Return autoencoder and flow, made at the first call."""
+        return self._stages
+
+    def generation_weights(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the networks of both stages, and the scale between them."""
+        return {
+            AutoencoderStage.name: {"network": self._autoencoder},
+            FlowStage.name: {"network": self._network, "scale": self._scale},
+        }
+
+    def generate(self, request: GenerationRequest) -> GeneratedCells:
+        """Make the cells of a request; with a source, move its cells to new covariates.
+
+        Source cells are taken back to noise with their own covariates, and from there
+        to latents with the requested ones.
+
+        Raises
+        ------
+        SamplingError
+            If the solver has no result.
+        """
+        branches = self._branches(request.guidance, request.covariates)
+        forward = self._solver(branches, request.solver, reverse=False)
+        pieces: list[dict[str, npt.NDArray[np.float32]]] = []
+        for block in blocks_of(request, self._block_size):
+            start = self._start(request, block)
+            codes = self._padded_codes(request.covariates, block)
+            sizes = {
+                name: tf.constant(block.padded(of, filler=1))
+                for name, of in (request.library_sizes or {}).items()
+            }
+            latent = forward(start, *self._conditions(branches, codes, sizes))
+            made = self._decode_block(
+                latent,
+                sizes,
+                codes.get(self._label) if self._label else None,
+                tf.constant((derive_seed(request.seed, "counts"), 0), tf.int32),
+                tf.constant(block.number * self._block_size, tf.int64),
+            )
+            pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
+        joined = {
+            name: np.concatenate([piece[name] for piece in pieces])
+            for name in pieces[0]
+        }
+        latent_rows = joined.pop(LATENT)
+        return GeneratedCells(joined, are_counts=True, latent=latent_rows)
+
+    def latents(self, features: Mapping[str, tf.Tensor]) -> npt.NDArray[np.float32]:
+        """Return the latents of counts, in the units of the autoencoder."""
+        latents: npt.NDArray[np.float32] = self._encode(features).numpy()
+        return latents
+
+    @functools.cached_property
+    def _stages(self) -> tuple[TrainingStage, ...]:
+        with self._strategy.scope():
+            return self._make_stages()
+
+    def _start(self, request: GenerationRequest, block: Block) -> tf.Tensor:
+        """Return noise: drawn, or what source cells come from."""
+        if request.source is None:
+            seed = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
+            shape = (block.size, self._network.n_latent)
+            own = _fold_in(seed, tf.constant(block.number, tf.int64))
+            return tf.random.stateless_normal(shape, own, alg="philox")
+        source = request.source
+        features = {
+            name: tf.constant(block.padded(np.asarray(of)))
+            for name, of in source.features.items()
+        }
+        sizes = {
+            name: tf.constant(block.padded(np.asarray(of), filler=1))
+            for name, of in source.library_size.items()
+        }
+        of_source = {k: np.asarray(v) for k, v in source.covariates.items()}
+        branches = self._branches(request.guidance, of_source)
+        backward = self._solver(branches, request.solver, reverse=True)
+        codes = self._padded_codes(of_source, block)
+        latent = self._scale(self._encode(features))
+        return backward(latent, *self._conditions(branches, codes, sizes))
+
+    def _padded_codes(
+        self, codes: Mapping[str, npt.NDArray[Any]], block: Block
+    ) -> dict[str, tf.Tensor]:
+        return {
+            name: tf.constant(block.padded(np.asarray(of, np.int32)))
+            for name, of in codes.items()
+        }
+
+    def _branches(
+        self, scales: Mapping[str, float], codes: Mapping[str, npt.NDArray[Any]]
+    ) -> tuple[Branch, ...]:
+        null_codes = self._network.null_codes
+        guided = {name: scales.get(name, 1.0) for name in null_codes if name in codes}
+        return guidance_branches(guided, codes, null_codes)
+
+    def _conditions(
+        self,
+        branches: Sequence[Branch],
+        codes: Mapping[str, tf.Tensor],
+        sizes: Mapping[str, tf.Tensor],
+    ) -> tuple[tf.Tensor, ...]:
+        """Return the condition embeddings that `VelocityNet.weighted` takes.
+
+        Where library sizes are no part of them, those of all categories and the row of
+        each cell in each branch: time is then joined to each category once.
+        """
+        null_codes = self._network.null_codes
+        if self._network.uses_library_size:
+            embedded = [
+                self._condition(branch_codes(branch, codes, null_codes), _logs(sizes))
+                for branch in branches
+            ]
+            return (tf.stack(embedded),)
+        first_rows, n_rows = {}, 1  # row 0 is without any covariate
+        for name, n_categories in null_codes.items():
+            first_rows[name], n_rows = n_rows, n_rows + n_categories
+        of_rows = {}
+        for name, null in null_codes.items():
+            column = np.full(n_rows, null, np.int32)
+            column[first_rows[name] : first_rows[name] + null] = np.arange(null)
+            of_rows[name] = tf.constant(column)
+        rows = np.zeros((len(branches), self._block_size), np.int32)
+        for index, (covariate, _) in enumerate(branches):
+            if covariate is not None:
+                own = codes[covariate].numpy()
+                is_null = own == null_codes[covariate]
+                rows[index] = np.where(is_null, 0, first_rows[covariate] + own)
+        return self._condition(of_rows, {}), tf.constant(rows)
+
+    def _solver(
+        self,
+        branches: Sequence[Branch],
+        settings: SolverSettings | None,
+        *,
+        reverse: bool,
+    ) -> CheckedSolver:
+        settings = settings or SolverSettings()
+        weights = tuple(branch.weight for branch in branches)
+        key = (weights, settings, reverse)
+        if key not in self._solvers:
+
+            def velocity(
+                latent: tf.Tensor, time: tf.Tensor, *conditions: tf.Tensor
+            ) -> tf.Tensor:
+                embedded, *rows = conditions
+                return self._network.weighted(latent, time, embedded, weights, *rows)
+
+            self._solvers[key] = checked_solver(
+                velocity,
+                solver=cast(Any, settings.name),
+                n_steps=settings.n_steps,
+                tolerance=settings.tolerance,
+                reverse=reverse,
+                jit=self._jit,
+            )
+        return self._solvers[key]
+
+    def _decode(
+        self,
+        standardized: tf.Tensor,
+        sizes: Mapping[str, tf.Tensor],
+        codes: tf.Tensor | None,
+        seed: tf.Tensor,
+        first_cell: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        latent = self._scale.restore(standardized)
+        decoded = self._autoencoder.decode(latent, sizes, codes)
+        counts = {
+            name: distribution.sample(_fold_in(seed, index), first_cell)
+            for index, (name, distribution) in enumerate(decoded.items())
+        }
+        return {**counts, LATENT: latent}
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ExperimentParameters, manifest: DatasetManifest
+    ) -> Self:
+        """Build the model of one experiment."""
+        model = cast(CfgenConfig, parameters.model)
+        training, flow = parameters.training, model.flow
+        seed = derive_seed(training.seed, "weights")
+        dtype = "mixed_bfloat16" if training.precision == "bfloat16" else "float32"
+        jit = resolve_jit(training.jit)
+        by_label = model.autoencoder.inverse_dispersion == "gene-label"
+        label = manifest.label if by_label else None
+        autoencoder = build_autoencoder(
+            model.autoencoder, manifest, seed=seed, dtype=dtype
+        )
+        network = VelocityNet(
+            autoencoder.n_latent,
+            {
+                name: len(manifest.covariates[name])
+                for name in model.conditions(manifest)
+            },
+            _log_ranges(manifest) if flow.use_library_size else {},
+            width=flow.width,
+            n_embedding=flow.embedding_width,
+            n_blocks=flow.n_blocks,
+            normalization=flow.normalization,
+            dropout=flow.dropout,
+            largest_angle=flow.time_frequency,
+            seed=seed,
+            dtype=dtype,
+        )
+        scale = LatentScale(autoencoder.n_latent)
+
+        def make_stages() -> tuple[TrainingStage, ...]:
+            of_stage = {name: training.of_stage(name) for name in model.STAGES}
+            return (
+                AutoencoderStage(
+                    autoencoder,
+                    make_optimizer(of_stage[AutoencoderStage.name]),
+                    label=label,
+                    clip_norm=of_stage[AutoencoderStage.name].clip_norm,
+                    jit=jit,
+                ),
+                FlowStage(
+                    autoencoder,
+                    scale,
+                    network,
+                    make_optimizer(of_stage[FlowStage.name]),
+                    FlowRecipe(
+                        flow.path,
+                        flow.sigma,
+                        flow.stratified_times,
+                        flow.unconditional_share,
+                        flow.dropping,
+                        flow.standardize_latents,
+                    ),
+                    clip_norm=of_stage[FlowStage.name].clip_norm,
+                    jit=jit,
+                ),
+            )
+
+        return cls(autoencoder, scale, network, make_stages, label=label, jit=jit)
+
+
+def _log_ranges(manifest: DatasetManifest) -> dict[str, tuple[float, float]]:
+    """Return the smallest and largest log library size of training cells."""
+    ranges = {}
+    for modality, by_label in manifest.library_sizes.items():
+        if modality not in manifest.binary:
+            sizes = np.concatenate([np.asarray(of) for of in by_label])
+            ranges[modality] = (float(np.log(sizes.min())), float(np.log(sizes.max())))
+    return ranges
+
+
+def _logs(sizes: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {name: tf.math.log(of) for name, of in sizes.items()}
+
+
+def _concatenate(batches: Sequence[CellBatch]) -> CellBatch:
+    first = batches[0]
+    return CellBatch(
+        *(
+            {
+                name: np.concatenate([getattr(batch, field)[name] for batch in batches])
+                for name in getattr(first, field)
+            }
+            for field in CellBatch._fields
+        )
+    )
+
+
+def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
