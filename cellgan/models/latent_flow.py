@@ -453,8 +453,14 @@ class LatentFlow(GenerativeModel):
         """
         null_codes = self._network.null_codes
         if self._network.uses_library_size:
+            # A request may name covariates that are not embedded, and leave out others.
+            nulls = {
+                name: tf.fill((self._block_size,), null)
+                for name, null in null_codes.items()
+            }
+            known = {name: codes.get(name, of) for name, of in nulls.items()}
             embedded = [
-                self._condition(branch_codes(branch, codes, null_codes), _logs(sizes))
+                self._condition(branch_codes(branch, known, null_codes), _logs(sizes))
                 for branch in branches
             ]
             return (tf.stack(embedded),)
