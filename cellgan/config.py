@@ -432,8 +432,14 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
             EvaluationParameters, block.get("evaluation", {}), f"{where}.evaluation"
         ),
     )
-    for name in ("training", "generation"):
-        _refuse_keys_of_others(getattr(parameters, name), name, parameters.model, where)
+    records: dict[str, Any] = {
+        "training": parameters.training,
+        "generation": parameters.generation,
+    }
+    for name, stage in parameters.training.stages.items():
+        records[f"training.stages.{name}"] = stage
+    for name, record in records.items():
+        _refuse_keys_of_others(record, name, parameters.model, where)
     return _resolve_library_size(parameters, where)
 
 
@@ -475,11 +481,12 @@ def _refuse_keys_of_others(
     parameters: Any, block: str, model: ModelConfig, where: str
 ) -> None:
     """Refuse a changed key that has a meaning for other families only."""
-    attribute = f"{block.upper()}_KEYS"
+    attribute = f"{block.partition('.')[0].upper()}_KEYS"
     families = {family for family, _ in MODEL_TYPES.values()}
     of_some = frozenset().union(*(getattr(family, attribute) for family in families))
     untouched = type(parameters)()
-    for key in sorted(of_some - getattr(model, attribute)):
+    of_others = of_some - getattr(model, attribute)
+    for key in sorted(of_others & {*_keys(type(parameters))}):
         if getattr(parameters, key) != getattr(untouched, key):
             types = [
                 name
