@@ -64,7 +64,7 @@ def make_model(
             "flow": {
                 "width": 8,
                 "embedding_width": 6,
-                "n_blocks": 2,
+                "n_blocks": 1,
                 "time_frequency": 5.0,
                 **(flow or {}),
             },
