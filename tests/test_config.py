@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from cellgan.config import as_json, load_parameters, parse_experiment
+from cellgan.config import (
+    LearningRateParameters,
+    OptimizerParameters,
+    StageParameters,
+    TrainingParameters,
+    as_json,
+    load_parameters,
+    parse_experiment,
+    with_generation,
+)
 from cellgan.errors import ConfigError
 
 ORIGINAL = {
@@ -316,3 +325,201 @@ def test_wrong_document_is_named(tmp_path: Path, text: str, message: str) -> Non
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
         load_parameters(tmp_path / "nowhere.json")
+
+
+# Stages
+
+
+def cfgen(training: Any = None, **blocks: Any) -> Any:
+    """Parse an experiment of CFGen."""
+    block = {
+        "input_ds": {"raw_input": "raw.h5ad"},
+        "model": {"type": "CFGen"},
+        "training": training or {},
+        **blocks,
+    }
+    return parse_experiment(block, "here")
+
+
+def test_stages_of_cfgen_have_the_defaults_of_the_family() -> None:
+    training = cfgen().training
+
+    assert training.stages == {
+        name: StageParameters(
+            max_steps=steps,
+            batch_size=256,
+            learning_rate=LearningRateParameters(decay=False, alpha_0=rate),
+            optimizer=OptimizerParameters(
+                algorithm="AdamW", beta1=0.9, beta2=0.999, weight_decay=weight_decay
+            ),
+            clip_norm=1.0,
+        )
+        for name, steps, rate, weight_decay in (
+            ("autoencoder", 3000, 1e-3, 1e-5),
+            ("flow", 20_000, 1e-4, 1e-6),
+        )
+    }
+
+
+def test_values_of_the_file_hold_for_all_stages() -> None:
+    given = {"batch_size": 32, "optimizer": {"beta1": 0.8}}
+    training = cfgen(given).training
+
+    for stage in training.stages.values():
+        assert stage.batch_size == 32
+        assert (stage.optimizer.beta1, stage.optimizer.beta2) == (0.8, 0.999)
+    decays = [stage.optimizer.weight_decay for stage in training.stages.values()]
+    assert decays == [1e-5, 1e-6]
+
+
+def test_values_of_a_stage_go_over_those_of_the_file() -> None:
+    given = {
+        "max_steps": 50,
+        "learning_rate": {"alpha_0": 0.5},
+        "stages": {"flow": {"max_steps": 70, "learning_rate": {"decay": True}}},
+    }
+    stages = cfgen(given).training.stages
+
+    assert (stages["autoencoder"].max_steps, stages["flow"].max_steps) == (50, 70)
+    rates = [(s.learning_rate.alpha_0, s.learning_rate.decay) for s in stages.values()]
+    assert rates == [(0.5, False), (0.5, True)]
+
+
+def test_a_stage_is_trained_with_its_own_and_the_shared_values() -> None:
+    given = {"seed": 7, "save_freq": 9, "stages": {"flow": {"max_steps": 70}}}
+    training = cfgen(given).training
+    flow = training.of_stage("flow")
+
+    assert (flow.max_steps, flow.seed, flow.save_freq) == (70, 7, 9)
+    assert flow.optimizer.weight_decay == 1e-6
+    assert training.of_stage("autoencoder").max_steps == 3000
+
+
+def test_a_stage_without_values_of_its_own_has_those_of_the_file() -> None:
+    training = TrainingParameters(max_steps=5)
+
+    assert training.of_stage("gan") == training
+
+
+def test_stage_of_a_gan_may_be_given_too() -> None:
+    block = {
+        "input_ds": {"raw_input": "raw.h5ad"},
+        "training": {"batch_size": 8, "stages": {"gan": {"max_steps": 5}}},
+    }
+    gan = parse_experiment(block, "here").training.of_stage("gan")
+
+    assert (gan.max_steps, gan.batch_size) == (5, 8)
+    assert gan.optimizer.algorithm == "AMSGrad"
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"batch_size": 8, "stages": {"flow": {"clip_norm": None}}}]
+)
+def test_frozen_parameters_of_cfgen_load_to_themselves(training: Any) -> None:
+    experiment = cfgen(training, generation={"guidance": {"cluster": 2.0}})
+    frozen = json.loads(json.dumps(as_json(experiment)))
+
+    again = parse_experiment(frozen, "again")
+
+    assert again == experiment
+    assert as_json(again) == frozen
+
+
+def test_generation_keys_of_the_command_line_go_over_those_of_the_file() -> None:
+    experiment = cfgen(generation={"solver": "rk4", "n_steps": 4, "seed": 3})
+
+    generation = with_generation(experiment, {"solver": "dopri5", "seed": 0}).generation
+
+    assert (generation.solver, generation.n_steps, generation.seed) == ("dopri5", 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"solver": "rk5"}, r'command line\.solver: "rk5" found, expected .euler.'),
+        ({"n_steps": 0}, r"command line\.n_steps: 0 found, expected greater than"),
+        (
+            {"library_size": "real"},
+            r'command line\.library_size: "real" found, expected',
+        ),
+        ({"counts": True}, r"command line\.generation: counts has no meaning .* scGAN"),
+    ],
+)
+def test_wrong_generation_option_is_named(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_generation(cfgen(), given)
+
+
+CFGEN_ONLY = r'no meaning for the model type "cscGAN", only for CFGen\. Leave it out'
+WRONG_STAGES = {
+    "unknown stage": (
+        {"training": {"stages": {"flw": {}}}},
+        r'here\.training\.stages: unknown key "flw"\. Did you mean "flow"\?'
+        r"(.|\n)*allowed here: autoencoder, flow",
+    ),
+    "unknown key of a stage": (
+        {"training": {"stages": {"flow": {"max_step": 5}}}},
+        r'training\.stages\.flow: unknown key "max_step"\. Did you mean "max_steps"',
+    ),
+    "key that all stages share": (
+        {"training": {"stages": {"flow": {"seed": 5}}}},
+        r'training\.stages\.flow: unknown key "seed"',
+    ),
+    "wrong value in a stage": (
+        {"training": {"stages": {"flow": {"batch_size": 0}}}},
+        r"training\.stages\.flow\.batch_size: 0 found, expected greater than",
+    ),
+    "stages of another type": (
+        {"training": {"stages": []}},
+        r"training\.stages: expected an object, found \[\]",
+    ),
+    "stage of another type": (
+        {"training": {"stages": {"flow": 5}}},
+        r"training\.stages\.flow: expected an object, found 5",
+    ),
+    "training of another type": (
+        {"training": 5},
+        r"here\.training: expected an object, found 5",
+    ),
+    "stage of another family": (
+        {"model": {}, "training": {"stages": {"flow": {}}}},
+        r'training\.stages: unknown key "flow"(.|\n)*allowed here: gan',
+    ),
+    "critic of a model without one": (
+        {"training": {"critic_iters": 3}},
+        r'here\.training: critic_iters has no meaning for the model type "CFGen", only '
+        r"for scGAN, cscGAN\. Leave it out",
+    ),
+    "clipping of a GAN": (
+        {"model": {}, "training": {"clip_norm": 1.0}},
+        rf"here\.training: clip_norm has {CFGEN_ONLY}",
+    ),
+    "clipping of a GAN in its stage": (
+        {"model": {}, "training": {"stages": {"gan": {"clip_norm": 1.0}}}},
+        rf"here\.training\.stages\.gan: clip_norm has {CFGEN_ONLY}",
+    ),
+    "guidance of a GAN": (
+        {"model": {}, "generation": {"guidance": {"cluster": 2.0}}},
+        rf"here\.generation: guidance has {CFGEN_ONLY}",
+    ),
+    "solver of a GAN": (
+        {"model": {}, "generation": {"solver": "rk4"}},
+        rf"here\.generation: solver has {CFGEN_ONLY}",
+    ),
+    "decay of an optimiser without it": (
+        {"model": {}, "training": {"optimizer": {"weight_decay": 0.1}}},
+        r'weight_decay is 0\.1 but algorithm is "AMSGrad", .* algorithm to "AdamW"',
+    ),
+    "decay of an optimiser without it in a stage": (
+        {"training": {"stages": {"flow": {"optimizer": {"algorithm": "Adam"}}}}},
+        r'stages\.flow\.optimizer: weight_decay is 1e-06 but algorithm is "Adam"',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"), WRONG_STAGES.values(), ids=WRONG_STAGES.keys()
+)
+def test_wrong_value_of_a_family_is_named(blocks: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cfgen(**blocks)
