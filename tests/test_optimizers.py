@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.optimizers import GeometricDecay, adam
+from cellgan.config import OptimizerParameters, TrainingParameters
+from cellgan.optimizers import (
+    Adam,
+    AdamW,
+    GeometricDecay,
+    adam,
+    adamw,
+    make_optimizer,
+    update_weights,
+)
 
 MOMENTS = (0.5, 0.9)
 
@@ -74,3 +88,109 @@ def test_adam_treats_sparse_gradients_as_dense_ones():
             optimizer.apply([gradient], [weight])
         moved.append(weight.numpy())
     np.testing.assert_allclose(*moved, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+def test_adamw_makes_the_first_two_updates_of_pytorch(size):
+    # with gradients as small as epsilon, it matters which root epsilon is added to
+    rate, decay, (beta1, beta2), epsilon = 0.1, 0.25, (0.9, 0.999), 1e-8
+    weight = keras.Variable(draw(3, 4))
+    expected = weight.numpy().astype(np.float64)
+    optimizer = adamw(rate, (beta1, beta2), weight_decay=decay)
+    first, second = np.zeros((2, 3, 4))
+    for step in (1, 2):
+        gradient = draw(3, 4, seed=step) * np.float32(size)
+        optimizer.apply([tf.constant(gradient)], [weight])
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient.astype(np.float64) ** 2
+        expected *= 1 - rate * decay
+        root = np.sqrt(second / (1 - beta2**step))
+        expected -= rate * (first / (1 - beta1**step)) / (root + epsilon)
+        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_of_adamw_is_independent_of_the_gradient():
+    weight = keras.Variable([2.0, -4.0])
+    adamw(0.1, MOMENTS, weight_decay=0.5).apply([tf.zeros(2)], [weight])
+    np.testing.assert_allclose(weight.numpy(), [1.9, -3.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "amsgrad"),
+    [("AdamW", AdamW, False), ("AMSGrad", Adam, True), ("Adam", Adam, False)],
+)
+def test_parameters_choose_the_optimizer(algorithm, kind, amsgrad):
+    settings = OptimizerParameters(algorithm=algorithm, beta1=0.3, beta2=0.7)
+    optimizer = make_optimizer(TrainingParameters(optimizer=settings))
+    assert type(optimizer) is kind
+    assert optimizer.amsgrad is amsgrad
+    assert (optimizer.beta_1, optimizer.beta_2) == (0.3, 0.7)
+
+
+def test_parameters_give_adamw_its_decay():
+    settings = OptimizerParameters(algorithm="AdamW", weight_decay=0.5)
+    optimizer = make_optimizer(TrainingParameters(optimizer=settings))
+    assert optimizer.weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "moved"), [(None, (3, 4)), (1.0, (0.6, 0.8)), (9.0, (3, 4))]
+)
+def test_all_gradients_are_clipped_together_by_their_norm(clip_norm, moved):
+    weights = [keras.Variable([0.0]), keras.Variable([0.0])]
+    gradients = [tf.constant([3.0]), tf.constant([4.0])]
+    optimizer = keras.optimizers.SGD(1.0)
+    norm = update_weights(optimizer, weights, gradients, clip_norm=clip_norm)
+    assert float(norm) == 5
+    found = [-float(weight[0]) for weight in weights]
+    assert found == pytest.approx(moved)
+
+
+TWO_REPLICAS = """
+    import json
+
+    import keras
+    import tensorflow as tf
+
+    from cellgan.optimizers import update_weights
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    found = []
+    for clip_norm in (None, 2.5):
+        with strategy.scope():
+            weight = keras.Variable([0.0, 0.0])
+            optimizer = keras.optimizers.SGD(1.0)
+            optimizer.build([weight])
+
+        @tf.function
+        def update():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            gradient = tf.constant([[6.0, 0.0], [0.0, 8.0]])[replica]
+            return update_weights(optimizer, [weight], [gradient], clip_norm=clip_norm)
+
+        norms = strategy.experimental_local_results(strategy.run(update))
+        values = strategy.experimental_local_results(weight.value)
+        found.append(
+            [[float(n) for n in norms], [(-v.numpy()).tolist() for v in values]]
+        )
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_replicas_move_by_the_clipped_mean_of_their_gradients():
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TWO_REPLICAS)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, clipped = json.loads(run.stdout.splitlines()[-1])
+    # the mean of (6, 0) and (0, 8) is (3, 4), of norm 5
+    assert whole[1] == [[3, 4], [3, 4]]
+    assert clipped[0] == [5, 5]
+    np.testing.assert_allclose(clipped[1], [[1.5, 2], [1.5, 2]], rtol=1e-6)
