@@ -29,6 +29,7 @@ from cellgan.models.base import GenerationRequest, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training import CompiledSteps
 from cellgan.validation import PROJECTED_COMPONENTS
+from cellgan.wanted_cells import draw_library_sizes
 
 TIMED_SECONDS = 5.0
 """Steps are timed for about this long per stage, after the first calls."""
@@ -56,12 +57,12 @@ WRITTEN_BYTES_PER_VALUE = {"expression": 5.6, "counts": 3.2}
 WRITING_SECONDS = 5e-7
 """Of a generated value, to pack and write it on one core (measured, the same)."""
 
-LIMITED_CELLS = 5000
-"""Cells of each side that the limits below are for (benchmarks/evaluate.py)."""
-EVALUATION_SECONDS = 240.0
-"""Most that such a report may take on two cores: a limit, not a measurement."""
-EVALUATION_MEMORY = 4_000_000_000
-"""Most memory of such a report, in bytes: a limit too."""
+EVALUATION_SECONDS = 50.0
+"""Of a report on few cells, on two cores (measured, benchmarks/evaluate.py)."""
+EVALUATION_SECONDS_PER_CELL = 0.03
+"""Of a report, for each held-out cell beyond these (measured, the same)."""
+EVALUATION_BYTES_PER_CELL = 80_000
+"""Memory of a report, for each held-out cell (measured, the same)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +131,23 @@ def estimate_training(
     strategy: tf.distribute.Strategy,
 ) -> list[Estimate]:
     """Time some steps of every stage."""
-    distribution.check_batch_size(parameters.training.batch_size, strategy)
     forget_peak_memory()
     with strategy.scope():
         stages = models.build_model(parameters, manifest).stages()
     estimates = []
     for stage in stages:
-        steps = CompiledSteps(stage, parameters.training.seed, strategy)
-        rate = _steps_per_second(steps, made_up_batches(manifest, parameters, strategy))
+        training = parameters.training.of_stage(stage.name)
+        distribution.check_batch_size(training.batch_size, strategy)
+        steps = CompiledSteps(stage, training.seed, strategy)
+        batches = made_up_batches(manifest, training.batch_size, stage, strategy)
+        rate = _steps_per_second(steps, batches)
         n_parameters = _count_parameters(stage)
         estimates.append(
             Estimate(
                 f"train, {stage.name}",
                 memory=peak_memory() + BYTES_PER_VALUE * n_values,
                 disk=4 * n_parameters * KEPT_CHECKPOINTS,
-                seconds=parameters.training.max_steps / rate,
+                seconds=training.max_steps / rate,
                 note=f"at {rate:.3g} steps/s, {n_parameters:,} numbers with optimizer "
                 f"states",
             )
@@ -160,7 +163,8 @@ def estimate_maps(parameters: ExperimentParameters, n_cells: int) -> list[Estima
     n_cells
         Validation cells; as many generated ones are drawn beside them.
     """
-    training = parameters.training
+    last = parameters.model.STAGES[-1]  # the one that completes the model
+    training = parameters.training.of_stage(last)
     if n_cells == 0 or training.validation_freq <= 0:
         return []
     n_maps = -(-training.max_steps // training.validation_freq)
@@ -193,7 +197,8 @@ def estimate_generation(
     forget_peak_memory()
     seconds = n_cells * _seconds_per_cell(parameters, manifest)
     n_written = round(n_values / sum(manifest.split_sizes.values()) * n_cells)
-    kind = "counts" if parameters.generation.counts else "expression"
+    are_counts = parameters.generation.counts or parameters.model.makes_counts
+    kind = "counts" if are_counts else "expression"
     return [
         Estimate(
             "generate",
@@ -213,13 +218,12 @@ def estimate_evaluation(
     if n_held_out == 0:
         return []
     n_compared = min(n_held_out, parameters.evaluation.max_cells)
-    share = n_compared / LIMITED_CELLS
     return [
         Estimate(
             "evaluate",
-            memory=LIBRARIES + round(share * (EVALUATION_MEMORY - LIBRARIES)),
+            memory=LIBRARIES + EVALUATION_BYTES_PER_CELL * n_compared,
             disk=0,
-            seconds=share * EVALUATION_SECONDS,
+            seconds=EVALUATION_SECONDS + EVALUATION_SECONDS_PER_CELL * n_compared,
             note=f"for {n_compared:,} held-out cells",
         )
     ]
@@ -235,14 +239,15 @@ def requested_cells(parameters: ExperimentParameters, manifest: DatasetManifest)
 
 def made_up_batches(
     manifest: DatasetManifest,
-    parameters: ExperimentParameters,
+    batch_size: int,
+    stage: TrainingStage,
     strategy: tf.distribute.Strategy,
 ) -> Iterator[CellBatch]:
-    """Iterate over batches of cells of the right shapes, for timing."""
+    """Iterate over batches of the right shapes, of what a stage trains on."""
 
     def batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Dataset:
         del position, shard_index
-        n_cells = parameters.training.batch_size // n_shards
+        n_cells = batch_size // n_shards
         rng = np.random.default_rng(derive_seed(0, "made-up cells"))
         counts = {}
         for modality, names in manifest.features.items():
@@ -260,7 +265,8 @@ def made_up_batches(
                 for name, vocabulary in manifest.covariates.items()
             },
         )
-        return tf.data.Dataset.from_tensors(batch).repeat()
+        prepared = stage.prepare(lambda: [batch])
+        return tf.data.Dataset.from_tensors(prepared or batch).repeat()
 
     return distribution.distributed_batches(strategy, batches_from, 0)
 
@@ -286,9 +292,12 @@ def _seconds_per_cell(
 ) -> float:
     """Time the second of two pieces of generated cells: the first one compiles."""
     model = models.build_model(parameters, manifest)
-    size = piece_size(len(manifest.features[RNA]))
-    codes = np.zeros(size, dtype=np.int32)
-    request = GenerationRequest({manifest.label: codes}, size, seed=0)
+    size = piece_size(sum(map(len, manifest.features.values())))
+    codes = {name: np.zeros(size, dtype=np.int32) for name in manifest.covariates}
+    sizes = None
+    if parameters.model.makes_counts:
+        sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
+    request = GenerationRequest(codes, size, seed=0, library_sizes=sizes)
     model.generate(request)
     started = time.perf_counter()
     model.generate(request)

@@ -277,7 +277,7 @@ def reference_manifest(block: Mapping[str, Any], where: str) -> DatasetManifest:
         n_genes = int(block["genes_no"])
         scale = int(block["scale"]["scale_value"])
     except (KeyError, TypeError) as error:
-        msg = f"{where}: preprocessed: {error} is missing. Run --process again."
+        msg = f"{where}: preprocessed: {error} is missing. Run --process --overwrite."
         raise DataError(msg) from None
     return DatasetManifest(
         features={"rna": tuple(str(gene) for gene in range(n_genes))},

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from cellgan.errors import DataError, did_you_mean
 
 SCHEMA_VERSION = 2
+FIRST_VERSION = 1
+"""Without combinations and binary modalities; the label was the only covariate."""
 SPLITS = ("train", "valid", "test")
 RNA = "rna"
 ATAC = "atac"
@@ -164,13 +166,16 @@ class DatasetManifest:
             If the schema version is another one, or a field is missing.
         """
         version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in (FIRST_VERSION, SCHEMA_VERSION):
             msg = (
                 f"schema version {version} found, expected {SCHEMA_VERSION}. "
-                f"Run --process again with this version of cellgan."
+                f"Run --process --overwrite with this version of cellgan: what was "
+                f"trained goes, too."
             )
             raise DataError(msg)
         try:
+            if version == FIRST_VERSION:
+                document = _of_first_version(document)
             return cls(
                 features=_tuples(document["features"]),
                 covariates={
@@ -196,8 +201,22 @@ class DatasetManifest:
                 binary=tuple(document["binary"]),
             )
         except KeyError as error:
-            msg = f"the field {error} is missing. Run --process again."
+            msg = f"the field {error} is missing. Run --process --overwrite."
             raise DataError(msg) from None
+
+
+def _of_first_version(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what version 1 lacks. Moments are those of the quantiles it kept."""
+    label = document["label"]
+    n_cells = document["cells_per_category"]["train"][label]
+    by_label = document["library_sizes"][RNA]
+    combinations = []
+    for code, (n, sizes) in enumerate(zip(n_cells, by_label, strict=True)):
+        if n:
+            known = {RNA: np.asarray(sizes)} if sizes else {}
+            combination = _combination({label: code}, known, n)
+            combinations.append(dataclasses.asdict(combination))
+    return {**document, "combinations": combinations, "binary": []}
 
 
 def read_manifest(path: Path) -> DatasetManifest:
@@ -215,7 +234,7 @@ def read_manifest(path: Path) -> DatasetManifest:
         msg = f"{path}: no such file. Run --process first."
         raise DataError(msg) from None
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read: {error}. Run --process again."
+        msg = f"{path}: cannot be read: {error}. Run --process --overwrite."
         raise DataError(msg) from None
     try:
         return DatasetManifest.from_json(document)
@@ -277,10 +296,12 @@ def _combination(
     library_sizes: Mapping[str, npt.NDArray[np.floating[Any]]],
     n_cells: int,
 ) -> Combination:
-    n_kept = min(n_cells, LIBRARY_SIZE_QUANTILES)
-    kept = np.rint(np.linspace(0, n_cells - 1, n_kept)).astype(np.int64)
+    kept = np.zeros(0, np.int64)
     if library_sizes:
-        kept = np.argsort(library_sizes[RNA], kind="stable")[kept]
+        ascending = np.argsort(library_sizes[RNA], kind="stable")
+        n_kept = min(len(ascending), LIBRARY_SIZE_QUANTILES)
+        spread = np.linspace(0, len(ascending) - 1, n_kept)
+        kept = ascending[np.rint(spread).astype(np.int64)]
     moments = {name: log_moments(sizes) for name, sizes in library_sizes.items()}
     return Combination(
         codes=codes,

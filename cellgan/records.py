@@ -57,7 +57,7 @@ RECORD_FILES = (*TRAIN_FILES, VALID_FILE, TEST_FILE)
 
 SHARED_FEATURES = ("indices", "values", "barcode", "genes_no", "count_no")
 ATAC_FEATURES = ("atac_indices", "atac_values", "atac_count_no")
-OTHER_RUN = "the file is of another run. Run --process again."
+OTHER_RUN = "the file is of another run. Run --process --overwrite."
 
 
 class RecordSchema(NamedTuple):
@@ -238,7 +238,7 @@ def _columns(
         try:
             payloads = parse_example(record)
         except (IndexError, ValueError):
-            msg = f"record {number} is not that of a cell. Run --process again."
+            msg = f"record {number} is not that of a cell. Run --process --overwrite."
             raise DataError(msg) from None
         for key, column in wanted:
             if key not in payloads:
@@ -254,7 +254,7 @@ def _numbers(
     numbers, starts = unpack_varints(column)
     if not np.array_equal(starts, expected_starts):
         number = first + int(np.argmax(starts != expected_starts)) - 1
-        msg = f"record {number} has lists of unequal lengths. Run --process again."
+        msg = f"record {number} has lists of unequal length. Run --process --overwrite."
         raise DataError(msg)
     return numbers
 
@@ -309,7 +309,7 @@ def split_files(folder: Path, manifest: DatasetManifest, split: str) -> list[Pat
     missing = [file.name for file in files if not file.exists()]
     if missing or not files:
         what = ", ".join(missing) or f'any file with "{split}" in its name'
-        msg = f"{folder}: {what} is missing. Run --process again."
+        msg = f"{folder}: {what} is missing. Run --process --overwrite."
         raise DataError(msg)
     return files
 
@@ -368,7 +368,7 @@ def read_blocks(path: Path, schema: RecordSchema) -> Iterator[CellRecords]:
     except (OSError, ValueError) as error:
         msg = (
             f"{path}: cannot be read after {first} records: {error}. Run --process "
-            f"again."
+            f"--overwrite."
         )
         raise DataError(msg) from error
 

@@ -55,6 +55,7 @@ def process(
     if folder.exists() and not _is_free(experiment):
         if not overwrite:
             _check_unchanged(experiment)
+            experiment.manifest()  # one that cannot be read is told, not kept silently
             logger.info("%s: already processed, %s", experiment.name, folder)
             return None
         logger.info("%s: replacing %s", experiment.name, folder)

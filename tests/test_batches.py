@@ -412,7 +412,7 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
 
     for message in open_everything(tmp_path, records):
         assert "train-4.tfrecords: cannot be read after" in message
-        assert message.endswith("Run --process again.")
+        assert message.endswith("Run --process --overwrite.")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "train-4.tfrecords").unlink()
 
     for message in open_everything(tmp_path, records):
-        assert "train-4.tfrecords is missing. Run --process again." in message
+        assert "train-4.tfrecords is missing. Run --process --overwrite." in message
 
 
 def test_file_of_another_run_is_named(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_file_of_another_run_is_named(tmp_path: Path) -> None:
 
     for message in open_everything(tmp_path, records):
         assert "train-4.tfrecords: " in message
-        assert "the file is of another run. Run --process again." in message
+        assert "the file is of another run. Run --process --overwrite." in message
 
 
 def test_empty_training_split_is_refused_with_advice(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cellgan.manifest import (
     log_moments,
     read_manifest,
 )
+from tests.manifests import make_manifest
 
 MANIFEST = DatasetManifest(
     features={"rna": ("CD3D", "LYZ"), "atac": ("peak 1", "peak 2", "peak 3")},
@@ -85,8 +86,8 @@ def test_label_ratios_are_indexed_by_label_not_by_size() -> None:
     ("edit", "message"),
     [
         (
-            {"schema_version": 1},
-            r"schema version 1 found, expected 2\. Run --process again",
+            {"schema_version": 3},
+            r"schema version 3 found, expected 2\. Run --process --overwrite",
         ),
         (
             {"combinations": None},
@@ -105,6 +106,18 @@ def test_manifest_of_another_form_is_refused(
 
     with pytest.raises(DataError, match=message):
         read_manifest(path)
+
+
+def test_manifest_of_the_first_version_gets_what_it_lacks(tmp_path: Path) -> None:
+    manifest = make_manifest(
+        trained=(3, 2), library_sizes=[(100.0, 200.0, 400.0), (50.0, 60.0)]
+    )
+    document = manifest.as_json() | {"schema_version": 1}
+    del document["combinations"], document["binary"]
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(document))
+
+    assert read_manifest(path) == manifest
 
 
 def test_damaged_manifest_is_refused(tmp_path: Path) -> None:
