@@ -15,8 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 from cellgan.evaluation.support import neighbour_weights
 from cellgan.seeds import derive_seed
 
-N_NEIGHBOURS = 90
 PERPLEXITY = 30.0
+N_NEIGHBOURS = 89
+"""With the cell itself, three times the perplexity."""
 MOST_COMPARED = 5000
 """Cells of which the silhouette is computed, at most: it needs all their distances."""
 
@@ -79,7 +80,7 @@ def lisi(points: npt.NDArray[np.floating], groups: npt.NDArray[np.str_]) -> floa
     n_neighbours = min(N_NEIGHBOURS, len(points) - 1)
     finder = NearestNeighbors(n_neighbors=n_neighbours, n_jobs=-1).fit(points)
     distances, neighbours = finder.kneighbors()
-    perplexity = PERPLEXITY * (n_neighbours + 1) / (N_NEIGHBOURS + 1)
+    perplexity = PERPLEXITY * (n_neighbours + 1) / (N_NEIGHBOURS + 1)  # of few cells
     weights = neighbour_weights(distances.astype(np.float64), perplexity)
     names, codes = np.unique(groups, return_inverse=True)
     of_neighbours = codes[neighbours]
