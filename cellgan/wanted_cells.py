@@ -324,8 +324,16 @@ def draw_library_sizes(
     Raises
     ------
     ConfigError
-        If the library sizes of the training cells are unknown.
+        If the library sizes of the training cells are unknown, or `how` is none of
+        these.
     """
+    is_number = isinstance(how, int | np.integer) and how >= 1
+    if not is_number and how not in ("modelled", "copied"):
+        msg = (
+            f"generation.library_size: {how!r} found, expected a number from 1 on, "
+            '"modelled" or "copied".'
+        )
+        raise ConfigError(msg)
     if not any(c.library_sizes.get(RNA) for c in manifest.combinations):
         msg = (
             "generation.library_size: the library sizes of the training cells are "
@@ -353,7 +361,7 @@ def draw_library_sizes(
         sizes[:, cells] = draw(combination, manifest, modalities, draws[:, cells])
     sizes = np.maximum(sizes, 1.0)
     by_modality = dict(zip(modalities, sizes, strict=True))
-    if isinstance(how, int):
+    if is_number:
         by_modality[RNA] = np.full(n_cells, how, np.float32)
     return by_modality
 
