@@ -84,9 +84,10 @@ def write_h5mu(
     path: Path, frames: Mapping[str, anndata.AnnData], pieces: MultimodalPieces
 ) -> None:
     """Write an ``.h5mu`` file: what MuData writes, with ``X`` appended by and by."""
-    from mudata import MuData, write_h5mu  # noqa: PLC0415  (slow, and seldom needed)
+    import mudata  # noqa: PLC0415  (slow, and seldom needed)
 
-    write_h5mu(path, MuData(dict(frames)))
+    with mudata.set_options(pull_on_update=False):
+        mudata.write_h5mu(path, mudata.MuData(dict(frames)))
     with _hdf5(path, "r+") as (hdf5, file):
         groups = {modality: hdf5["mod"][modality] for modality in frames}
         stored = {

@@ -33,7 +33,7 @@ from cellgan.errors import ConfigError
 from cellgan.evaluation import plots
 from cellgan.evaluation.integration import Integration, integration
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation import TrainedModel, joined, piece_size, versions
+from cellgan.generation import TrainedModel, piece_size, versions
 from cellgan.manifest import RNA
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.wanted_cells import check_condition, check_guidance
@@ -162,9 +162,10 @@ def read_processed(experiment: Experiment) -> dict[str, anndata.AnnData]:
     path = experiment.processed_file
     if path.suffix == ".h5ad":
         return {RNA: anndata.read_h5ad(path)}
-    from mudata import read_h5mu  # noqa: PLC0415  (slow, and seldom needed)
+    import mudata  # noqa: PLC0415  (slow, and seldom needed)
 
-    return dict(read_h5mu(path).mod)
+    with mudata.set_options(pull_on_update=False):
+        return dict(mudata.read_h5mu(path).mod)
 
 
 def describe(scores: Mapping[str, Integration], batch: str, label: str) -> str:
@@ -255,7 +256,11 @@ def _batch(
 
 
 def _write(path: Path, frames: Mapping[str, anndata.AnnData]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = joined(frames)
-    with replacing(path) as temporary:
-        cells.write(temporary)
+    if len(frames) == 1:
+        with replacing(path) as temporary:
+            frames[RNA].write_h5ad(temporary)
+        return
+    import mudata  # noqa: PLC0415  (slow, and seldom needed)
+
+    with mudata.set_options(pull_on_update=False), replacing(path) as temporary:
+        mudata.write_h5mu(temporary, mudata.MuData(dict(frames)))

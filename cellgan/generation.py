@@ -400,9 +400,10 @@ def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:
     """Return the cells of one modality as they are, those of several as a MuData."""
     if len(frames) == 1:
         return next(iter(frames.values()))
-    from mudata import MuData  # noqa: PLC0415  (slow, and seldom needed)
+    import mudata  # noqa: PLC0415  (slow, and seldom needed)
 
-    return MuData(dict(frames))
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData(dict(frames))
 
 
 def piece_size(n_genes: int) -> int:
