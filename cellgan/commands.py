@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import config, queue
 from cellgan.cell_requests import check_save_path
+from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 from cellgan.wanted_cells import check_guidance, request_parts
@@ -292,6 +293,12 @@ def correct(
     path = check_save_path(
         save_path or experiment.corrected_file, modalities=manifest.features
     )
+    if path.suffix != experiment.corrected_file.suffix:
+        msg = (
+            f"--save_path: {path}: corrected cells have latents beside them, which "
+            f"{experiment.corrected_file.suffix} files hold. End the path in it."
+        )
+        raise ConfigError(msg)
 
     load_tensorflow()
     from cellgan import correction  # noqa: PLC0415
