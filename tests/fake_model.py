@@ -51,9 +51,11 @@ class FakeModel(GenerativeModel):
         self.requests.append(request)
         cells = request.first_cell + np.arange(request.n_cells)
         codes = request.covariates[self.manifest.label]
-        n_genes = len(self.manifest.features["rna"])
-        expression = fake_expression(request.seed, cells, codes, n_genes)
-        return GeneratedCells({"rna": expression}, self.are_counts)
+        features = {
+            modality: fake_expression(request.seed + index, cells, codes, len(names))
+            for index, (modality, names) in enumerate(self.manifest.features.items())
+        }
+        return GeneratedCells(features, self.are_counts)
 
 
 def make_trained(
@@ -66,10 +68,12 @@ def make_trained(
     manifest = manifest or make_manifest()
     block = {
         "input_ds": {
-            "raw_input": "cells.h5ad",
+            "raw_input": "cells.h5mu" if "atac" in manifest.features else "cells.h5ad",
+            "atac": {} if "atac" in manifest.features else None,
             "scale": f"normalize_per_cell_LS_{manifest.target_library_size}",
         },
         "model": {"type": model_type, **model},
     }
     experiment = Experiment(folder, parse_experiment(block, "test"))
-    return TrainedModel(experiment, manifest, FakeModel(manifest), step=40)
+    fake = FakeModel(manifest, are_counts=experiment.parameters.model.makes_counts)
+    return TrainedModel(experiment, manifest, fake, step=40)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import resource
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,8 +20,10 @@ from cellgan import generation
 from cellgan.config import as_json
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.generation import piece_size
+from cellgan.manifest import CovariateVocabulary
+from cellgan.models.base import SolverSettings
 from tests.fake_model import fake_expression, make_trained
-from tests.manifests import make_manifest
+from tests.manifests import make_combination, make_manifest
 
 FORMATS = ["cells.h5ad", "cells.zarr", "cells.mtx"]
 
@@ -292,3 +296,144 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path, name):
 def test_folder_must_be_that_of_an_experiment(tmp_path):
     with pytest.raises(CellganError, match="nowhere: not an experiment folder"):
         cellgan.load(tmp_path / "nowhere")
+
+
+# Models of counts: two modalities, and what is asked of them
+
+
+def two_modalities():
+    """Return a manifest of genes and peaks, whose library sizes go together."""
+    manifest = make_manifest()
+    sizes = {"rna": (500.0, 600.0), "atac": (50.0, 60.0)}
+    return dataclasses.replace(
+        manifest,
+        features={**manifest.features, "atac": ("peak 1", "peak 2", "peak 3")},
+        combinations=tuple(
+            make_combination({"cluster": code}, n_cells, sizes)
+            for code, n_cells in enumerate((30, 70))
+        ),
+    )
+
+
+def two_covariates():
+    """Return a manifest of cells of two donors; B goes with donor x only."""
+    manifest = make_manifest()
+    trained = {"cluster": (30, 70), "donor": (40, 60)}
+    return dataclasses.replace(
+        manifest,
+        covariates={**manifest.covariates, "donor": CovariateVocabulary(("x", "y"))},
+        cells_per_category={**manifest.cells_per_category, "train": trained},
+        combinations=tuple(
+            make_combination(
+                {"cluster": label, "donor": donor}, n_cells, {"rna": (size,)}
+            )
+            for label, donor, n_cells, size in (
+                (0, 0, 30, 100.0),
+                (1, 0, 10, 200.0),
+                (1, 1, 60, 300.0),
+            )
+        ),
+    )
+
+
+def test_two_modalities_come_as_one_object_with_the_same_cells(tmp_path):
+    cells = make_trained(tmp_path, two_modalities(), "CFGen").generate((3, 2), seed=5)
+    codes = [0, 0, 0, 1, 1]
+    assert list(cells.mod) == ["rna", "atac"]
+    for index, modality, n_features in ((0, "rna", 6), (1, "atac", 3)):
+        expected = fake_expression(5 + index, np.arange(5), codes, n_features)
+        np.testing.assert_array_equal(cells[modality].X.toarray(), expected)
+        assert cells[modality].obs["cluster"].tolist() == list("BBBTT")
+    assert cells["atac"].var_names.tolist() == ["peak 1", "peak 2", "peak 3"]
+    assert cells["rna"].uns["cellgan"]["are_counts"]
+
+
+def test_h5mu_holds_what_generate_returns(tmp_path, small_pieces):
+    trained = make_trained(tmp_path / "pbmc", two_modalities(), "CFGen")
+    expected = trained.generate((7, 12), seed=2)
+    path = trained.write(cells_no=(7, 12), seed=2)
+    assert path == tmp_path / "pbmc" / "generated" / "cells.h5mu"
+    with mudata.set_options(pull_on_update=False):
+        found = mudata.read_h5mu(path)
+    assert list(found.mod) == list(expected.mod)
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    for modality, cells in expected.mod.items():
+        np.testing.assert_array_equal(found[modality].X.toarray(), cells.X.toarray())
+        pd.testing.assert_frame_equal(found[modality].obs, cells.obs)
+        assert found[modality].var_names.tolist() == cells.var_names.tolist()
+        provenance = found[modality].uns["cellgan"]
+        assert provenance["parameters"] == cells.uns["cellgan"]["parameters"]
+        assert provenance["scale"] == "counts"
+    assert [file.name for file in path.parent.iterdir()] == ["cells.h5mu"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_modalities_fit_into_h5mu_alone(tmp_path, name):
+    trained = make_trained(tmp_path, two_modalities(), "CFGen")
+    with pytest.raises(ConfigError, match=r"rna and atac\. End the path in \.h5mu"):
+        trained.write(tmp_path / name)
+    assert trained.model.requests == []
+
+
+def test_one_modality_does_not_go_into_h5mu(tmp_path):
+    trained = make_trained(tmp_path)
+    with pytest.raises(ConfigError, match=r"are rna\. \.h5mu is for RNA and ATAC"):
+        trained.write(tmp_path / "cells.h5mu")
+    assert trained.model.requests == []
+
+
+def test_wishes_reach_the_model(tmp_path):
+    trained = make_trained(tmp_path, two_covariates(), "CFGen")
+    solver = SolverSettings("rk4", 3)
+    cells = trained.generate(
+        4,
+        condition={"donor": "x"},
+        guidance={"donor": 2.5},
+        library_size=321,
+        solver=solver,
+    )
+    (request,) = trained.model.requests
+    assert request.covariates["donor"].tolist() == [0] * 4
+    assert request.covariates["cluster"].tolist() == [0, 0, 0, 1]
+    assert request.library_sizes["rna"].tolist() == [321.0] * 4
+    assert request.guidance == {"donor": 2.5}
+    assert request.solver == solver
+    assert cells.obs["donor"].tolist() == ["x"] * 4
+    assert cells.obs["cluster"].tolist() == list("BBBT")
+
+
+def test_wishes_are_cut_with_the_cells(tmp_path, small_pieces):
+    trained = make_trained(tmp_path, two_covariates(), "CFGen")
+    cells = trained.generate({"B": 3, "T": 7}, library_size="copied", seed=4)
+    requests = trained.model.requests
+    assert [(r.first_cell, r.n_cells) for r in requests] == [(0, 4), (4, 4), (8, 2)]
+    sizes = np.concatenate([request.library_sizes["rna"] for request in requests])
+    of_kind = {("B", "x"): 100.0, ("T", "x"): 200.0, ("T", "y"): 300.0}
+    kinds = zip(cells.obs["cluster"], cells.obs["donor"], strict=True)
+    assert sizes.tolist() == [of_kind[kind] for kind in kinds]
+    assert cells.obs["donor"].tolist() == ["x"] * 4 + ["y"] * 6
+
+
+def test_file_of_requests_says_who_is_made(tmp_path):
+    table = tmp_path / "wanted.csv"
+    table.write_text("cluster,donor,n_cells\nT,y,2\nB,,1\n", encoding="utf-8")
+    cells = make_trained(tmp_path, two_covariates(), "CFGen").generate(requests=table)
+    kinds = zip(cells.obs["cluster"], cells.obs["donor"], strict=True)
+    assert sorted(kinds) == [("B", "x"), ("T", "y"), ("T", "y")]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"guidance": {"sex": 1.0}}, 'not conditioned on "sex"'),
+        ({"guidance": {"donor": -1.0}}, "the scale of donor is"),
+        ({"condition": {"donor": "z"}}, 'donor: "z" is not a known category'),
+        ({"library_size": "real"}, "library_size: 'real' found, expected a number"),
+        ({"library_size": 0}, "library_size: 0 found, expected a number"),
+    ],
+)
+def test_wrong_wishes_are_refused_before_a_cell_is_made(tmp_path, wishes, message):
+    trained = make_trained(tmp_path, two_covariates(), "CFGen")
+    with pytest.raises(ConfigError, match=message):
+        trained.generate(4, **{"condition": {"donor": "x"}, **wishes})
+    assert trained.model.requests == []
