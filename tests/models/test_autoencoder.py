@@ -55,7 +55,10 @@ def loss_without_latents(batch: CellBatch) -> float:
 @pytest.fixture(scope="module")
 def losses() -> list[float]:
     """Validation losses before training, and after every 100 steps."""
-    stage, batch = make_stage(adam(5e-3, (0.9, 0.999), amsgrad=False)), synthetic_batch()
+    stage, batch = (
+        make_stage(adam(5e-3, (0.9, 0.999), amsgrad=False)),
+        synthetic_batch(),
+    )
     step, validate = tf.function(stage.train_step), tf.function(stage.validate_step)
     found = [float(validate(batch, SEED)["loss"])]
     for _ in range(3):
@@ -134,9 +137,7 @@ def test_encoder_in_use_treats_each_cell_by_itself():
 
 
 def test_dispersion_of_a_label_learns_from_its_cells_alone():
-    stage, _ = stages_of(
-        make_model(autoencoder={"inverse_dispersion": "gene-label"})
-    )
+    stage, _ = stages_of(make_model(autoencoder={"inverse_dispersion": "gene-label"}))
     batch = make_batch()
     codes = tf.zeros_like(batch.covariates["cluster"]) + 1
     batch = batch._replace(covariates={**batch.covariates, "cluster": codes})

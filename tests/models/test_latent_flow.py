@@ -135,11 +135,24 @@ def test_latents_know_no_library_size_unless_it_is_embedded():
     np.testing.assert_array_equal(first[LATENT], second[LATENT])
 
 
-def test_cells_differ_from_each_other_and_between_seeds(model, whole):
-    other = generate(model, seed=6)
-    for name, of in whole.items():
-        assert len(np.unique(of, axis=0)) == N_CELLS
-        assert not np.any(np.all(other[name] == of, axis=1))
+def test_cells_of_one_request_differ_and_so_do_those_of_other_seeds(model):
+    alike = {
+        "covariates": {name: np.zeros_like(of) for name, of in CODES.items()},
+        "library_sizes": {"rna": np.full(N_CELLS, 900, np.float32)},
+    }
+    cells, others = generate(model, **alike), generate(model, **alike, seed=6)
+    for name, of in cells.items():
+        both = np.concatenate([of, others[name]])
+        assert len(np.unique(both, axis=0)) == 2 * N_CELLS
+
+
+def test_counts_are_drawn_for_each_cell():
+    same = randomized(make_model())
+    deviation = same.generation_weights()["flow"]["scale"].deviation
+    deviation.assign(tf.zeros_like(deviation))
+    cells = generate(same, library_sizes={"rna": np.full(N_CELLS, 900, np.float32)})
+    assert len(np.unique(cells[LATENT], axis=0)) == 1
+    assert len(np.unique(cells["rna"], axis=0)) == N_CELLS
 
 
 def test_generating_changes_no_weight(model):
