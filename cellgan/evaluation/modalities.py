@@ -10,16 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.decomposition import PCA
 
 from cellgan.evaluation.catalogue import Metric
 from cellgan.evaluation.genes import pearson
 from cellgan.evaluation.pairs import Estimates, Pair, Side, weighted_means
 from cellgan.evaluation.space import Floats
+from cellgan.seeds import derive_seed
 
 Components = npt.NDArray[np.floating]
 
 N_FEATURES = 100
 """Most variable genes and peaks that are correlated with each other."""
+N_MATCHED = 20
+"""Components of the variable genes and of the variable peaks that are matched. Of 881
+cells of a cell line with 590 RNA and 840 ATAC counts, 0.41, 0.39, 0.40 and 0.41 of the
+others were closer than the match with 10, 20, 30 and 50 (standard error 0.009)."""
 N_SHARED = 10
 """Dimensions of the space that both modalities are brought into, at most."""
 FEWEST_CELLS = 20
@@ -43,9 +49,9 @@ METRICS = (
         name="cross_modal_matching",
         title="cells closer than the true match (0.5 is chance)",
         meaning="share of cells whose ATAC is closer to a cell's RNA than its own, "
-        "mean over cells and both directions (FOSCTTM), in the space that components "
-        f"of both modalities share in real training cells (at most {N_SHARED} "
-        "dimensions, weighted by their correlation)",
+        "mean over cells and both directions (FOSCTTM), in the space that the first "
+        f"{N_MATCHED} components of both modalities share in real training cells (at "
+        f"most {N_SHARED} dimensions, weighted by their correlation)",
         space="shared space of both modalities",
         floor="permuted",
         sees=frozenset({"dependence"}),
@@ -127,11 +133,24 @@ def _moments(values: Floats, multiplicity: Floats) -> _Moments:
 
 def matching(first: Pair, second: Pair) -> Floats:
     """Return the share of cells closer than the true match, one number per draw."""
-    x, y = shared_space(
-        (first.frame.training.components, second.frame.training.components),
-        (first.other.components, second.other.components),
-    )
+    matched = [matched_components(pair) for pair in (first, second)]
+    (first_learned, first_cells), (second_learned, second_cells) = matched
+    x, y = shared_space((first_learned, second_learned), (first_cells, second_cells))
     return weighted_means(first.draws.other, closer_than_match(x, y))
+
+
+def matched_components(pair: Pair) -> tuple[Components, Components]:
+    """Return components of training cells and of the other side's, to be matched.
+
+    More than those that cells are compared in: whose ATAC belongs to whose RNA shows in
+    small differences, and an error in one of many directions costs little.
+    """
+    training, other = pair.frame.training.genes, pair.other.genes
+    pca = PCA(
+        min(N_MATCHED, *training.shape),
+        random_state=derive_seed(pair.frame.seed, "matching"),
+    ).fit(training)
+    return pca.transform(training), pca.transform(other)
 
 
 def shared_space(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import f1_score
 
-from cellgan.evaluation.space import Labels, Matrix, fit_space
+from cellgan.evaluation.space import N_COMPONENTS, Labels, Matrix, fit_space
 
 N_TREES = 100
 
@@ -35,7 +35,7 @@ def held_out_f1(
     seed
         Seed of decomposition and forest.
     """
-    space = fit_space(training, seed=seed)
+    space = fit_space(training, seed=seed, n_components=N_COMPONENTS)
     forest = RandomForestClassifier(N_TREES, random_state=seed, n_jobs=-1)
     forest.fit(space.components(training), training_labels == label)
     predicted = forest.predict(space.components(held_out))

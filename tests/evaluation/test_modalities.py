@@ -12,6 +12,7 @@ from cellgan.evaluation.modalities import (
     closer_than_match,
     cross_correlations,
     cross_modal_metrics,
+    matched_components,
     shared_space,
 )
 from cellgan.evaluation.pairs import Frame, Side, make_pair, make_side
@@ -183,10 +184,8 @@ def test_matching_is_weighted_by_draws():
         )
     ]
     found = cross_modal_metrics(*pairs)["cross_modal_matching"]
-    x, y = shared_space(
-        tuple(frame.training.components for frame in FRAMES),
-        tuple(pair.other.components for pair in pairs),
-    )
+    matched = [matched_components(pair) for pair in pairs]
+    x, y = shared_space(*zip(*matched, strict=True))
     shares = closer_than_match(x, y)
     times = pairs[0].draws.other[3].astype(int)
     assert found[3] == pytest.approx(np.repeat(shares, times).mean())

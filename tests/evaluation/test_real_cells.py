@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from cellgan.evaluation import classifiers
+from cellgan.evaluation.cells import compare_files
+from cellgan.evaluation.modalities import cross_modal_metrics
 from cellgan.evaluation.pairs import make_pair
 from cellgan.evaluation.suite import make_sides
 from tests.evaluation.corruptions import as_it_is, comparison
@@ -50,3 +52,35 @@ def test_cells_with_permuted_genes_are_told_from_real_cells(parts):
     found = aucs(parts, permuted)
     assert found["forest_auc_genes"] > 0.9
     assert found["forest_auc_components"] > 0.9
+
+
+def link(data_dir):
+    """Return RNA and ATAC of the same cells, in the spaces of a report."""
+    path = data_dir / "a549_scicar_multiome_raw.h5mu"
+    compared = compare_files(path, path)
+    return [
+        make_sides(compared, compared.modalities[name], seed=0, by_dispersion=is_rna)
+        for name, is_rna in (("rna", True), ("atac", False))
+    ]
+
+
+def test_atac_that_belongs_to_other_cells_is_seen(data_dir):
+    """Half of the cells keep their ATAC, then none; real cells are the ceiling."""
+    rna, atac = link(data_dir)
+    rng = np.random.default_rng(0)
+    own = np.arange(len(atac.control))
+    half = own.copy()
+    half[::2] = rng.permutation(half[::2])
+    found = {}
+    for name, rows in {"own": own, "half": half, "none": rng.permutation(own)}.items():
+        first = make_pair(rna.held_out, rna.control, rna.frame, 50)
+        second = make_pair(atac.held_out, atac.control.take(rows), atac.frame, 50)
+        found[name] = cross_modal_metrics(first, second)
+    for metric in ("cross_modal_matching", "cross_modal_correlation"):
+        own, half, none = (found[name][metric][0] for name in ("own", "half", "none"))
+        error = found["own"][metric].std()
+        assert abs(own - none) > 5 * error
+        assert abs(half - none) > 2.5 * error
+        assert abs(own - half) > 2.5 * error
+        assert (own - half) * (half - none) > 0
+    assert found["none"]["cross_modal_matching"][0] == pytest.approx(0.5, abs=0.03)

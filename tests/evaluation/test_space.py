@@ -7,7 +7,10 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.evaluation.space import (
-    LARGEST_SCALED,
+    CELLS_PER_COMPONENT,
+    FEWEST_COMPONENTS,
+    LARGEST_CENTRED,
+    N_COMPONENTS,
     fit_space,
     log_expression,
     scale_cells,
@@ -54,27 +57,69 @@ def test_variable_genes_are_scanpy_s_when_there_are_many():
     assert (np.diff(variances) <= 0).all()
 
 
+def test_peaks_are_chosen_by_variance_alone():
+    values = np.zeros((100, 4))
+    values[::2, 2] = 1.0  # half of the cells have it
+    values[::4, 0] = 1.0
+    values[0, 1] = 1.0
+    chosen = variable_genes(sp.csr_array(values), 2, by_dispersion=False)
+    np.testing.assert_array_equal(chosen, [2, 0])
+
+
 def test_both_sides_go_through_one_scaler():
     logged = log_expression(make_cells().counts)
     space = fit_space(logged, seed=0, n_components=5)
     shifted = space.components(logged.toarray() + 1.0)
     moved = (shifted - space.components(logged)).mean(axis=0)
-    scaled = 1.0 / space.scaler.scale_
-    expected = space.pca.components_ @ scaled
+    expected = space.pca.components_.sum(axis=1)
     np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_outliers_are_clipped_after_scaling():
+def test_outliers_are_clipped():
     logged = log_expression(make_cells().counts).toarray()
     space = fit_space(logged, seed=0, n_components=5)
     far, further = logged[:1].copy(), logged[:1].copy()
     far[0, 0], further[0, 0] = 1e3, 1e6
-    assert (far[0, 0] - logged.mean()) / logged.std() > LARGEST_SCALED
+    assert far[0, 0] - logged.max() > LARGEST_CENTRED
     np.testing.assert_allclose(space.components(far), space.components(further))
 
 
 @pytest.mark.parametrize("n_cells", [8, 100])
 def test_components_are_at_most_as_many_as_cells_and_genes(n_cells):
     logged = log_expression(make_cells(n_cells, n_genes=30).counts)
-    space = fit_space(logged, seed=0)
+    space = fit_space(logged, seed=0, n_components=50)
     assert space.components(logged).shape == (n_cells, min(n_cells, 30))
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "expected"),
+    [
+        (4, 4),
+        (100, FEWEST_COMPONENTS),
+        (20 * CELLS_PER_COMPONENT, 20),
+        (100 * CELLS_PER_COMPONENT, N_COMPONENTS),
+    ],
+)
+def test_components_are_as_many_as_cells_can_teach(n_cells, expected):
+    logged = log_expression(make_cells(n_cells, n_genes=60).counts)
+    assert fit_space(logged, seed=0).n_components == expected
+
+
+def noise(n_cells: int, seed: int) -> sp.csr_array:
+    """Draw cells in which no gene goes with another."""
+    counts = np.random.default_rng(seed).poisson(2.0, size=(n_cells, 300))
+    return log_expression(sp.csr_array(counts.astype(np.float32)))
+
+
+def test_training_cells_spread_in_components_as_new_ones_do():
+    training, fresh = noise(500, 0), noise(500, 1)
+    space = fit_space(training, seed=0)
+    ours, theirs = (
+        space.components(cells).var(axis=0).sum() for cells in (training, fresh)
+    )
+    everything = fit_space(training, seed=0, n_components=N_COMPONENTS)
+    over, under = (
+        everything.components(cells).var(axis=0).sum() for cells in (training, fresh)
+    )
+    # noise alone, the worst case: what components add up to is what can be avoided
+    assert ours - theirs < 0.15 * (over - under)
