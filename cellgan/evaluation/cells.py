@@ -13,7 +13,12 @@ import scipy.sparse as sp
 
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.evaluation.drawing import DrawnCells, draw_cells
-from cellgan.evaluation.files import CellFile, FeatureMatrix, open_cells
+from cellgan.evaluation.files import (
+    CellFile,
+    FeatureMatrix,
+    check_values,
+    open_cells,
+)
 from cellgan.evaluation.space import LIBRARY_SIZE, Labels, Rows, scale_cells
 from cellgan.experiment import Experiment
 from cellgan.seeds import derive_seed
@@ -23,7 +28,9 @@ FEWEST_CELLS = 10
 MOST_CELLS = 5000
 """Cells of each side that are compared, unless told otherwise."""
 MOST_TRAINING_CELLS = 10_000
-"""Training cells that teach the space and the label classifier, at most."""
+"""Training cells that space and label classifier are learned from, at most."""
+MOST_NAMED = 5
+"""Labels that a sentence names."""
 LABEL_COLUMNS = (
     "cell_type",
     "celltype",
@@ -34,6 +41,8 @@ LABEL_COLUMNS = (
     "leiden",
 )
 """obs columns that are taken for the label, in this order, where none is named."""
+BY_CHANCE = "a third of the file"
+"""What cells are held out where a file does not say which were."""
 SIDES = ("training", "control", "held_out", "generated")
 
 
@@ -61,13 +70,18 @@ class Comparison:
     label_states: Mapping[str, Mapping[str, Any]]
     """Label -> ``{"n": cells a side, "state": what became of it}``."""
     split: str
-    """What the held-out cells are: "test", "valid" or "a third of the file"."""
+    """What the held-out cells are: "test", "valid" or `BY_CHANCE`."""
     knows_training: bool
     """Whether the training cells are those that the model has seen."""
     held_out_by: str | None
     """obs column whose categories were held out as a whole."""
     donors: Mapping[str, Labels] | None
     """Side -> category of `held_out_by`, of the real sides."""
+    n_in_files: Mapping[str, int]
+    """``"held_out"``, ``"training"``, ``"generated"`` -> cells there are in the files,
+    of which those compared were drawn."""
+    warnings: tuple[str, ...]
+    """What is probably a mistake, in sentences."""
     dropped: tuple[str, ...]
     """What was left out, in sentences."""
     scale: str
@@ -89,6 +103,8 @@ class RealCells:
     held_out: Rows
     split: str
     knows_training: bool
+    advice: str
+    """How there can be more held-out cells."""
 
 
 def compare_experiment(
@@ -144,6 +160,7 @@ def compare_files(
     generated: Path,
     *,
     label: str | None = None,
+    must_know_training: bool = False,
     most_cells: int = MOST_CELLS,
     seed: int = 0,
 ) -> Comparison:
@@ -160,16 +177,25 @@ def compare_files(
     label
         obs column of both files to compare by; by default the first of
         `LABEL_COLUMNS` that both have.
+    must_know_training
+        Refuse a real file that does not say which cells the model has seen.
 
     Raises
     ------
     ConfigError
-        If `label` is no obs column of both files.
+        If `label` is no obs column of both files, or training cells must be known and
+        are not.
     DataError
         As `compare_experiment`.
     """
-    with open_cells(real) as of_real, open_cells(generated) as made:
-        cells = _by_split(of_real) or _by_chance(of_real, seed)
+    with (
+        open_cells(real, option="--real") as of_real,
+        open_cells(generated, option="--generated") as made,
+    ):
+        cells = _by_split(of_real)
+        if cells is None and must_know_training:
+            raise ConfigError(_unknown_training(of_real))
+        cells = cells or _by_chance(of_real, seed)
         return _compare(
             cells,
             made,
@@ -200,7 +226,36 @@ def _by_split(real: CellFile) -> RealCells | None:
         return None
     of_cell = real.obs["split"].astype(str).to_numpy()
     training, held_out = (np.flatnonzero(of_cell == name) for name in ("train", split))
-    return RealCells(real, training, held_out, split, knows_training=True)
+    return RealCells(
+        real,
+        training,
+        held_out,
+        split,
+        knows_training=True,
+        advice="hold out more (test_cells, valid_cells; in files made elsewhere, obs "
+        'column "split")',
+    )
+
+
+def _unknown_training(real: CellFile) -> str:
+    """Say why leaks cannot be looked for, and what is needed."""
+    found = 'it has no obs column "split"'
+    if "split" in real.obs:
+        values = _some(np.unique(real.obs["split"].astype(str)))
+        found = f'its obs column "split" holds {values}, but neither test nor valid'
+    return (
+        f"--fail-on-leak: {real.path} does not say which cells were trained on: "
+        f'{found}.\n    Add an obs column "split" with the value train for cells that '
+        f"the model has seen and test for those that it has not, or leave "
+        f"--fail-on-leak out."
+    )
+
+
+def _some(names: Sequence[str] | np.ndarray) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    named = ", ".join(str(name) for name in names[:MOST_NAMED])
+    return f"{named}, ... ({more} more)" if more > 0 else named
 
 
 def _by_chance(real: CellFile, seed: int) -> RealCells:
@@ -210,8 +265,9 @@ def _by_chance(real: CellFile, seed: int) -> RealCells:
         real,
         np.sort(order[third:]),
         np.sort(order[:third]),
-        "a third of the file",
+        BY_CHANCE,
         knows_training=False,
+        advice='give more real cells, or say which were held out (obs column "split")',
     )
 
 
@@ -240,6 +296,8 @@ def _compare(
     most_cells: int,
     seed: int,
 ) -> Comparison:
+    check_values(real.file, "real")
+    check_values(made, "generated")
     of_real, of_made = (cell_labels(file.obs, label) for file in (real.file, made))
     drawn = draw_cells(
         of_real[real.held_out],
@@ -257,13 +315,14 @@ def _compare(
         "held_out": real.held_out[drawn.held_out],
         "generated": drawn.generated,
     }
-    _check_numbers(real.file, made, rows)
+    _check_numbers(real, made, rows)
     modalities, dropped = _read_modalities(real.file, made, rows)
-    n_strangers = len(np.setdiff1d(of_made, list(drawn.labels)))
-    if n_strangers:
+    strangers = np.setdiff1d(of_made, list(drawn.labels))
+    if len(strangers):
+        n_cells = int(np.isin(of_made, strangers).sum())
         dropped.append(
-            f"{n_strangers} labels of {made.path.name} are not among the held-out "
-            f"cells, and their cells were left out"
+            f"{len(strangers)} labels of {made.path.name} ({_some(strangers)}) are not "
+            f"among the held-out cells, and their {n_cells:,} cells were left out"
         )
     columns = {
         name: (cell_labels(real.file.obs, name), cell_labels(made.obs, name))
@@ -287,6 +346,12 @@ def _compare(
         knows_training=real.knows_training,
         held_out_by=held_out_by,
         donors=donors,
+        n_in_files={
+            "held_out": len(real.held_out),
+            "training": len(real.training),
+            "generated": len(made),
+        },
+        warnings=_unmatched_labels(label, drawn, strangers),
         dropped=tuple(dropped),
         scale=_scale_sentence(modalities, made),
         origin=_origin(made),
@@ -313,6 +378,28 @@ def _asked(made: CellFile, label: str | None) -> list[str] | None:
     return [name for name, n in zip(categories, numbers, strict=True) if n > 0]
 
 
+def _unmatched_labels(
+    label: str | None, drawn: DrawnCells, strangers: Labels
+) -> tuple[str, ...]:
+    """Warn of labels of one side alone: they may be one label, spelled twice."""
+    lacking = [name for name, (_, state) in drawn.labels.items() if state == "missing"]
+    if label is None or not lacking or not len(strangers):
+        return ()
+    pairs = {name: did_you_mean(name, lacking) for name in strangers.tolist()}
+    said = [f'"{name}"{pair}' for name, pair in pairs.items()]
+    return (
+        f'Labels ("{label}") are not spelled alike: generated cells have '
+        f"{_some(said)}, which no held-out cell has; held-out cells have "
+        f"{_some([_quoted(name) for name in lacking])}, which no generated cell has. "
+        f"These cells are not compared with each other: if labels are the same, rename "
+        f"them in one of the files.",
+    )
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
 def _check_labels(
     real: CellFile,
     made: CellFile,
@@ -324,7 +411,7 @@ def _check_labels(
     """Refuse files whose labels have nothing in common."""
     if label is None or any(name in drawn.labels for name in np.unique(of_made)):
         return
-    ours, theirs = (", ".join(np.unique(names)[:5]) for names in (of_real, of_made))
+    ours, theirs = (_some(np.unique(names)) for names in (of_real, of_made))
     msg = (
         f'{made.path}: none of its values of "{label}" ({theirs}) is among those of '
         f"{real.path.name} ({ours}).\n    Name labels alike in both files, or leave "
@@ -333,15 +420,15 @@ def _check_labels(
     raise DataError(msg)
 
 
-def _check_numbers(real: CellFile, made: CellFile, rows: Mapping[str, Rows]) -> None:
+def _check_numbers(real: RealCells, made: CellFile, rows: Mapping[str, Rows]) -> None:
     short = [side for side in SIDES if len(rows[side]) < FEWEST_CELLS]
     if not short:
         return
     numbers = ", ".join(f"{len(rows[side])} {side.replace('_', '-')}" for side in SIDES)
     msg = (
-        f"{made.path}: too few cells to compare with {real.path.name}: of the labels "
-        f"in both there are {numbers}; {FEWEST_CELLS} of each are needed.\n"
-        f"    Generate more cells, or hold out more (test_cells, valid_cells)."
+        f"{made.path}: too few cells to compare with {real.file.path.name}: of the "
+        f"labels in both there are {numbers}; {FEWEST_CELLS} of each are needed.\n"
+        f"    Generate more cells, or {real.advice}."
     )
     raise DataError(msg)
 

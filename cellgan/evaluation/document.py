@@ -21,7 +21,7 @@ from cellgan.evaluation.catalogue import Floor
 from cellgan.evaluation.drawing import LabelState
 from cellgan.experiment import write_json
 
-SCHEMA = 1
+SCHEMA = 2
 FORM = ConfigDict(extra="forbid")
 
 Grade = Literal["close", "usable", "far", "leak"]
@@ -49,10 +49,15 @@ class MetricRecord:
     floors: dict[str, Number]
     floor: Floor | None
     """The floor that scores 0."""
+    earns: bool
+    """Whether that is the independent floor: other scores are checks, which lower the
+    overall score and never raise it."""
     score: Number
     """(value - floor) / (ceiling - floor): 1 is as good as real cells."""
     score_low: Number
     score_high: Number
+    no_score: str | None
+    """Why there is no score; None where there is one."""
     n: int
     """Cells a side."""
     space: str
@@ -79,7 +84,8 @@ class MemorisationRecord:
 
     known: bool
     """Whether it is known which cells were trained on."""
-    leaks: bool
+    leaks: bool | None
+    """None where it is not known which cells were trained on."""
     reasons: list[str]
     caution: str | None
     numbers: list[MemorisationNumber]
@@ -134,7 +140,10 @@ class CellNumbers:
     generated: int
     control: int
     training: int
+    in_files: dict[str, int]
+    """Held-out, training and generated cells there are, compared or not."""
     split: str
+    """``"test"``, ``"valid"``, or what cells were held out by chance."""
     held_out_by: str | None
 
 
@@ -163,6 +172,8 @@ class ExperimentReport:
     giveaway_genes: list[GiveawayGene]
     labels: dict[str, LabelRecord]
     cells: CellNumbers
+    warnings: list[str]
+    """What is probably a mistake of whoever made the files."""
     dropped: list[str]
     scale: str
     run: RunRecord
@@ -172,7 +183,7 @@ class ExperimentReport:
 class Report:
     """A whole report file."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     version: str
     created: str
     """UTC, ISO 8601."""

@@ -31,6 +31,16 @@ LARGEST_LOGARITHM = 30.0
 """Values above are no logarithms of expression: exp(30) counts are in no cell."""
 EQUAL_TOTALS = 0.01
 """Relative spread of cells' totals below which they count as equal."""
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+CHECKED_AT_ONCE = 4_000_000
+"""Values that are in memory while a file is checked: 16 MB of float32."""
+WAYS_OUT = {
+    "real": 'Put raw counts of all cells into X or layers["counts"] (values that were '
+    "scaled or centred are none), or leave such cells out of the file.",
+    "generated": "Generate again, from an earlier checkpoint if training diverged; or "
+    "export expression before it is scaled or centred.",
+}
+"""What to do about impossible values, by whose file they are in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +57,39 @@ class FeatureMatrix:
     file: Path
 
     def read(self, rows: Rows) -> sp.csr_array:
-        """Read cells, in the order of `rows`, which ascend.
-
-        Raises
-        ------
-        DataError
-            If a value is negative or not finite.
-        """
+        """Read cells, in the order of `rows`, which ascend."""
         values = _read_rows(self.stored, rows)
-        if not np.isfinite(values.data).all():
-            n_cells = len(np.unique(_cells_of(values, ~np.isfinite(values.data))))
-            msg = (
-                f"{self.file}: {self.place} holds values that are not numbers (nan or "
-                f"infinity), in {n_cells} of {len(rows)} cells read. Generate or "
-                f"export the file again."
-            )
-            raise DataError(msg)
-        if (values.data < 0).any():
-            msg = (
-                f"{self.file}: {self.place} holds negative values (smallest "
-                f"{values.data.min():.3g}). Counts, or expression without logarithm "
-                f"and scaling, are expected."
-            )
-            raise DataError(msg)
         values.eliminate_zeros()
         return values
+
+    def impossible(self) -> tuple[int, int, float] | None:
+        """Return cell, gene and value of the first that is negative or not finite.
+
+        All stored values are looked at, `CHECKED_AT_ONCE` at a time; zeros that are
+        not stored are not. In a matrix stored by genes, the first is that of the first
+        gene.
+        """
+        dense = isinstance(self.stored, h5py.Dataset)
+        values = self.stored if dense else self.stored.group["data"]
+        step = max(1, CHECKED_AT_ONCE // (values.shape[1] if dense else 1))
+        for start in range(0, values.shape[0], step):
+            block = values[start : start + step]
+            # nan goes through both, and is neither at least 0 nor finite
+            if block.size and not (block.min() >= 0 and np.isfinite(block.max())):
+                at = int(np.argmax(~(np.isfinite(block) & (block >= 0)).ravel()))
+                value = float(block.ravel()[at])
+                if dense:
+                    row, column = divmod(at, values.shape[1])
+                    return start + row, column, value
+                return (*self._place_of(start + at), value)
+        return None
+
+    def _place_of(self, stored: int) -> tuple[int, int]:
+        """Return cell and gene of a stored value of a sparse matrix."""
+        group = self.stored.group
+        line = int(np.searchsorted(group["indptr"][:], stored, side="right")) - 1
+        other = int(group["indices"][stored])
+        return (line, other) if self.stored.format == "csr" else (other, line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +106,72 @@ class CellFile:
         return len(self.obs)
 
 
+def check_values(file: CellFile, whose: Literal["real", "generated"]) -> None:
+    """Refuse a file that holds an impossible value in any of its cells.
+
+    Raises
+    ------
+    DataError
+        If a value is negative or not finite; the first is named.
+    """
+    for matrix in file.modalities.values():
+        found = matrix.impossible()
+        if found is not None:
+            cell, gene, value = found
+            what = "a negative value" if value < 0 else "a value that is not finite"
+            msg = (
+                f"{file.path}: {matrix.place} holds {what}: {value:.3g} in cell "
+                f'{cell + 1} of {len(file)} ("{file.obs.index[cell]}"), gene '
+                f'"{matrix.names[gene]}".\n'
+                f"    Counts, or expression without logarithm, are finite and never "
+                f"below 0. {WAYS_OUT[whose]}"
+            )
+            raise DataError(msg)
+
+
 @contextlib.contextmanager
-def open_cells(path: Path) -> Iterator[CellFile]:
+def open_cells(path: Path, *, option: str = "") -> Iterator[CellFile]:
     """Open an ``.h5ad`` or ``.h5mu`` file.
+
+    Parameters
+    ----------
+    option
+        Command-line option that names the file, for messages.
 
     Raises
     ------
     DataError
         If the file is missing, cannot be read, or names a feature twice.
     """
+    of_option = f"{option}: " if option else ""
     if not path.exists():
-        msg = f"{path}: no such file."
+        msg = f"{of_option}{path}: no such file. Check its path and name."
         raise DataError(msg)
     try:
         with h5py.File(path, "r") as file:
             yield _cell_file(path, file)
     except (OSError, KeyError, ValueError, AttributeError) as error:
-        msg = f"{path}: cannot be read as .h5ad or .h5mu: {error}."
+        msg = (
+            f"{of_option}{path}: cannot be read as .h5ad or .h5mu: {error}.\n"
+            f"    {_way_to_read(path)}"
+        )
         raise DataError(msg) from error
+
+
+def _way_to_read(path: Path) -> str:
+    """Return what to do about a file that cannot be read."""
+    with path.open("rb") as file:
+        is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+    if is_hdf5:
+        return (
+            "It is an HDF5 file, but damaged, cut short or of another layout: copy or "
+            "download it again and compare sizes, or write it again by "
+            "AnnData.write_h5ad (MuData.write_h5mu)."
+        )
+    return (
+        "It is not an HDF5 file. Tables and text are read by anndata.io (read_csv, "
+        "read_mtx) and written by AnnData.write_h5ad."
+    )
 
 
 def _cell_file(path: Path, file: h5py.File) -> CellFile:
@@ -190,8 +256,3 @@ def _kind(stored: Any, provenance: Mapping[str, Any]) -> Kind:
 def _has_equal_totals(values: sp.csr_array) -> bool:
     totals = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
     return bool(np.ptp(totals) < EQUAL_TOTALS * totals.mean())
-
-
-def _cells_of(values: sp.csr_array, which: Any) -> Rows:
-    cells: Rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))[which]
-    return cells

@@ -112,7 +112,7 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="library sizes",
         floor="label_means",
-        sees=frozenset({"library_size", "dependence"}),
+        sees=frozenset({"library_size", "dependence", "weak_effects"}),
         needs_counts=True,
     ),
     Metric(

@@ -27,17 +27,21 @@ from cellgan.evaluation.markup import (
     undefined,
 )
 from cellgan.evaluation.tables import (
+    SCORE_LEGEND,
     Document,
     ExperimentReport,
     MetricResult,
     family_scores,
+    floor_name,
     floor_value,
+    held_out_cells,
     mean_score,
     metric_title,
     number,
     of_labels,
     pooled,
     ranked,
+    used_cells,
     weakest,
 )
 from cellgan.experiment import replacing
@@ -140,10 +144,8 @@ def _leaderboard(experiments: Sequence[tuple[str, ExperimentReport]]) -> str:
         )
     header = ["experiment", "grade", "overall", *families, "cells"]
     note = (
-        "Scores are 0 at the floor (cells that lack what a metric looks for) and 1 at "
-        "the ceiling (real training cells in place of generated ones): no generator is "
-        "expected to do better than 1. Overall is the mean of the columns that follow "
-        "it; experiments that leak training cells come last."
+        f"{SCORE_LEGEND} Overall is the mean of the columns that follow it; "
+        "experiments that leak training cells come last."
     )
     return f"""<section aria-labelledby="leaderboard">
 <h2 id="leaderboard">Leaderboard</h2>
@@ -171,7 +173,6 @@ def _experiment_section(
     index: int, name: str, experiment: ExperimentReport, pictures: Sequence[Picture]
 ) -> str:
     cells = experiment["cells"]
-    by = f", held out by {escape(cells['held_out_by'])}" if cells["held_out_by"] else ""
     parts = (
         _memorisation(experiment),
         _pictures(pictures),
@@ -183,12 +184,18 @@ def _experiment_section(
     )
     return f"""<section class="experiment" aria-labelledby="experiment-{index}">
 <h2 id="experiment-{index}">{escape(name)} {_grade(experiment["verdict"]["grade"])}</h2>
-<p>{cells["generated"]} generated cells against {cells["held_out"]} real cells of the
-{escape(cells["split"])} split{by}; the ceiling is that of {cells["control"]} training
-cells, and {cells["training"]} others teach the space. {escape(experiment["scale"])}</p>
-{bullets(experiment["dropped"])}
+<p>{cells["generated"]} generated cells against {cells["held_out"]} held-out real
+cells ({escape(held_out_cells(cells))}). The ceiling is the value of {cells["control"]}
+training cells; the space of comparison was learned from {cells["training"]} others.
+{escape(used_cells(cells))} {escape(_sentence(experiment["scale"]))}</p>
+{bullets([*experiment["warnings"], *map(_sentence, experiment["dropped"])])}
 {"".join(parts)}
 </section>"""
+
+
+def _sentence(text: str) -> str:
+    """Return text that begins with a capital and ends with a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _memorisation(experiment: ExperimentReport) -> str:
@@ -199,7 +206,9 @@ def _memorisation(experiment: ExperimentReport) -> str:
         answer = "Training cells leak: do not share these cells in place of real ones."
     else:
         answer = "No sign that training cells were copied."
-    caution = f"<p>{escape(found['caution'])}</p>" if found["caution"] else ""
+    caution = ""
+    if found["caution"]:
+        caution = f"<p>{escape(_sentence(found['caution']))}</p>"
     rows = [
         [
             cell(escape(result["title"]), is_head=True),
@@ -210,11 +219,11 @@ def _memorisation(experiment: ExperimentReport) -> str:
         ]
         for result in found["numbers"]
     ]
-    header = ["number", "value", "95 % interval", "held-out cells", "meaning"]
+    header = ["number", "value", "95 % interval", "of held-out cells", "meaning"]
     return f"""<h3>Memorisation</h3>
 <div class="card{" leak" if found["leaks"] else ""}">
 <p><strong>{answer}</strong></p>
-{bullets(found["reasons"])}{caution}
+{bullets([*map(_sentence, found["reasons"])])}{caution}
 </div>
 {table("Numbers of the memorisation check", header, rows)}"""
 
@@ -245,8 +254,8 @@ def _scores(experiment: ExperimentReport) -> str:
 
 def _score_header(*first: str) -> list[str]:
     return [
-        *(*first, "score", "value", "95 % interval", "ceiling", "floor"),
-        *("family", "cells", "space"),
+        *(*first, "score", "value", "95 % interval", "real cells", "floor"),
+        *("role", "family", "cells", "space"),
     ]
 
 
@@ -265,7 +274,8 @@ def _score_row(result: MetricResult, experiment: ExperimentReport) -> list[str]:
         number_cell(result["value"]),
         interval_cell(result),
         number_cell(result["ceiling"]),
-        number_cell(floor_value(result)),
+        number_cell(floor_value(result), note=floor_name(result)),
+        cell("earns" if result["earns"] else "check"),
         cell(escape(result["family"])),
         number_cell(result["n"]),
         cell(escape(result["space"])),
@@ -289,7 +299,7 @@ def _labels(experiment: ExperimentReport) -> str:
                 cell(
                     escape(metric_title(lowest, experiment)) if lowest else undefined()
                 ),
-                number_cell(lowest["score"] if lowest else None),
+                score_cell({"score": lowest["score"] if lowest else None}),
             ]
         )
     header = [
@@ -316,23 +326,36 @@ def _labels(experiment: ExperimentReport) -> str:
 
 
 def _giveaway_genes(experiment: ExperimentReport) -> str:
-    columns = (
-        *("importance", "auc", "real_mean", "generated_mean"),
-        *("real_detected", "generated_detected"),
-    )
+    columns = (*("real_mean", "generated_mean", "real_detected", "generated_detected"),)
     rows = [
         [
             cell(escape(gene["gene"]), is_head=True),
+            number_cell(gene["importance"]),
+            _auc_cell(gene["auc"]),
             *(number_cell(gene[column]) for column in columns),
         ]
         for gene in experiment["giveaway_genes"]
     ]
     header = [
-        *("gene", "importance", "AUC alone", "mean log, real", "mean log, generated"),
-        *("cells with it, real", "cells with it, generated"),
+        *("gene", "importance", "AUC by it alone", "mean log: real", "generated"),
+        *("share of cells: real", "generated"),
     ]
     shown = table("Genes that tell generated from real cells", header, rows)
-    return f"<h3>Give-away genes</h3>\n{shown}" if rows else ""
+    note = (
+        "Importance is the gene's share in a random forest on all variable genes. AUC "
+        "by it alone: 0.5 is chance, 1 tells all cells; more or less is expressed in "
+        "generated cells. Then mean log expression, and the share of cells with it."
+    )
+    if not rows:
+        return ""
+    return f'<h3>Give-away genes</h3>\n{shown}\n<p class="quiet">{note}</p>'
+
+
+def _auc_cell(auc: float | None) -> str:
+    """Return a cell that shows how well a gene tells, and in which direction."""
+    if auc is None:
+        return number_cell(None)
+    return number_cell(max(auc, 1 - auc), note="more" if auc > 0.5 else "less")
 
 
 def _published(experiment: ExperimentReport) -> str:
@@ -346,7 +369,7 @@ def _published(experiment: ExperimentReport) -> str:
         ]
         for result in experiment["published"]
     ]
-    header = ["protocol", "metric", "value", "ceiling", "settings"]
+    header = ["protocol", "metric", "value", "real cells", "settings"]
     shown = table("Metrics as publications compute them", header, rows)
     return f"<h3>As published</h3>\n{shown}" if rows else ""
 
@@ -399,4 +422,5 @@ def _floor_sentence(result: MetricResult) -> str:
         "label_means": "every cell the mean of its label",
     }
     floor = floors.get(result["floor"])
-    return f"Floor: {floor}." if floor else "It has no floor, so no score."
+    why = f" No score: {result['no_score']}." if result["no_score"] else ""
+    return f"Floor: {floor}.{why}" if floor else "It has no floor, so no score."

@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cellgan.evaluation.tables import UNDEFINED, interval, number
+from cellgan.evaluation.tables import (
+    UNDEFINED,
+    interval,
+    number,
+    score_text,
+    score_words,
+)
 
 BAR_START, BAR_END = -0.1, 1.2
 """Scores at the ends of a bar: a little beyond floor and ceiling."""
@@ -64,9 +70,21 @@ def cell(html: str, *, is_head: bool = False, kind: str = "") -> str:
     return f'<th scope="row">{html}</th>' if is_head else f"<td{name}>{html}</td>"
 
 
-def number_cell(value: float | None) -> str:
-    """Return a cell that shows three digits and is sorted by all."""
-    return _sorted_cell(value, None if value is None else number(value))
+def number_cell(value: float | None, *, note: str = "") -> str:
+    """Return a cell that shows three digits and is sorted by all.
+
+    Parameters
+    ----------
+    note
+        Plain text below the number.
+    """
+    if value is None:
+        return _sorted_cell(None, None)
+    return _sorted_cell(value, number(value) + _note(note))
+
+
+def _note(text: str) -> str:
+    return f'<span class="note">{escape(text)}</span>' if text else ""
 
 
 def interval_cell(result: Mapping[str, Any]) -> str:
@@ -78,12 +96,16 @@ def interval_cell(result: Mapping[str, Any]) -> str:
 def score_cell(result: Mapping[str, Any]) -> str:
     """Return a cell with a score, as a number and as a bar with its interval."""
     score = result["score"]
-    return _sorted_cell(score, None if score is None else number(score) + _bar(result))
+    if score is None:
+        return _sorted_cell(None, None, why=result.get("no_score"))
+    shown = escape(score_text(score)) + _bar(result) + _note(score_words(score))
+    return _sorted_cell(score, shown)
 
 
-def _sorted_cell(key: float | None, html: str | None) -> str:
+def _sorted_cell(key: float | None, html: str | None, why: str | None = None) -> str:
     if html is None:
-        return f'<td class="number" data-sort="">{undefined()}</td>'
+        said = undefined() + _note(why or "")
+        return f'<td class="number" data-sort="">{said}</td>'
     return f'<td class="number" data-sort="{key!r}">{html}</td>'
 
 
@@ -103,7 +125,7 @@ def _bar(result: Mapping[str, Any]) -> str:
     zero, one, end = _at(0.0), _at(1.0), _at(result["score"])
     left, width = min(zero, end), abs(end - zero)
     low, high = result.get("score_low"), result.get("score_high")
-    words = f"score {number(result['score'])}: 0 is the floor, 1 the ceiling"
+    words = f"score {number(result['score'])}: 0 is the floor, 1 real cells"
     whisker = ""
     if low is not None and high is not None:
         words += f"; interval {number(low)} to {number(high)}"

@@ -78,42 +78,42 @@ apart with an area under the curve above this, and above 0.5 with confidence."""
 
 TEXTS: Mapping[str, tuple[str, str]] = {
     "exact_copies": (
-        "exact copies of training cells (0 is honest)",
+        "exact copies of training cells (0 is best)",
         "share of generated cells that equal a training cell at one library size, in "
         f"log expression of every gene within {SAME_VALUE:g}, so scaled copies count; "
         f"cells with fewer than {FEWEST_DETECTED} detected genes are left out",
     ),
     "near_copies": (
-        "near copies of training cells (up to 0.01 is honest)",
+        "near copies of training cells (up to 0.01 is chance)",
         "share of generated cells that are closer to a training cell than 99 % of "
         "held-out and of other training cells are, and to it alone: nearest over second"
         f" nearest distance is below {NEAR_RATIO:g} times the 5th percentile of theirs",
     ),
     "dcr_share": (
-        "distance to closest record: in training (0.5 is honest)",
+        "distance to closest record: in training (0.5 is chance)",
         "share of generated cells whose closest record among equally many training and "
         "held-out cells is a training cell, ties counting half; in the interval, cells "
         "with the same closest record count about once",
     ),
     "nndr_ratio": (
-        "nearest neighbour distance ratio (1 is honest)",
+        "nearest neighbour distance ratio (1 is that of held-out cells)",
         "distance to the nearest training cell over that to the second nearest: 5th "
         "percentile of generated cells, divided by that of held-out cells; it nears 0 "
         "when one cell in twenty sits on a training cell",
     ),
     "membership_auc": (
-        "membership attack by distance (0.5 is honest)",
+        "membership attack by distance (0.5 is chance)",
         "area under the ROC curve when equally many training and held-out cells are "
         "ranked by the distance to the nearest generated cell, nearest first",
     ),
     "membership_auc_density": (
-        "membership attack by density (0.5 is honest)",
+        "membership attack by density (0.5 is chance)",
         "the same when ranked by how much nearer the nearest generated cell is than "
         "the nearest of as many reference cells, as a log ratio; the reference are "
         "other training cells, so another origin of held-out cells matters little",
     ),
     "membership_auc_donors": (
-        "membership attack on donors (0.5 is honest)",
+        "membership attack on donors (0.5 is chance)",
         "area under the ROC curve when donors of training and of held-out cells are "
         "ranked by the mean distance of their cells to the nearest generated cell; it "
         "also rises when the training donors merely differ from the others",
@@ -577,7 +577,7 @@ def _copy_reasons(
     if near.at_least > LEAKING_NEAR_COPIES:
         reasons.append(
             f"{near.value:.1%} of the generated cells are nearly a training cell; "
-            f"{NEAR_DISTANCE:.0%} at most is honest"
+            f"{NEAR_DISTANCE:.0%} at most is chance"
         )
     return reasons
 
@@ -585,12 +585,12 @@ def _copy_reasons(
 def _attack_reasons(estimates: Mapping[str, Estimate]) -> list[str]:
     sentences = {
         "dcr_share": "{:.0%} of the generated cells are closer to a training cell than"
-        " to any of as many held-out cells; 50 % is honest",
+        " to any of as many held-out cells; 50 % is chance",
         "membership_auc": "training cells are told from held-out ones by the distance"
-        " to generated cells, with an area under the curve of {:.2f}; 0.5 is honest",
+        " to generated cells, with an area under the curve of {:.2f}; 0.5 is chance",
         "membership_auc_density": "training cells are told from held-out ones by the"
         " density of generated cells around them, with an area under the curve of"
-        " {:.2f}; 0.5 is honest",
+        " {:.2f}; 0.5 is chance",
     }
     return [
         sentence.format(estimates[name].value)

@@ -12,12 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cellgan.evaluation.tables import (
+    SCORE_LEGEND,
     ExperimentReport,
+    floor_name,
     floor_value,
+    held_out_cells,
     interval,
     metric_title,
     number,
     pooled,
+    score_text,
+    score_words,
+    used_cells,
 )
 
 USES = {
@@ -47,9 +53,7 @@ def model_card(name: str, experiment: ExperimentReport) -> str:
         "Data": _data(experiment),
         "Training": _training(experiment),
         "Intended use and limits": _use(experiment),
-        "Metrics": "The score is 0 at the floor, the value of cells that lack what the "
-        "metric looks for, and 1 at the ceiling, the value of real training cells.\n\n"
-        f"{metrics_table(experiment)}",
+        "Metrics": f"{_escape(SCORE_LEGEND)}\n\n{metrics_table(experiment)}",
         "Memorisation": _memorisation(memorisation),
         "How to reproduce": _reproduction(name, experiment),
         "Citation": "Cite the authors of the model and of the data, and cellgan: its "
@@ -63,9 +67,7 @@ def model_card(name: str, experiment: ExperimentReport) -> str:
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
     return (
         f"{_front_matter(experiment)}\n# {_escape(name)}\n\n"
-        f"Grade: **{verdict['grade']}**, overall score {number(experiment['overall'])} "
-        "(0: the floor, 1: as good as real cells). "
-        f"{_escape(verdict['headline'])}\n{body}"
+        f"Grade: **{verdict['grade']}**. {_escape(verdict['headline'])}\n{body}"
     )
 
 
@@ -84,16 +86,16 @@ def _front_matter(experiment: ExperimentReport) -> str:
 
 def _data(experiment: ExperimentReport) -> str:
     cells = experiment["cells"]
-    by = f", held out by `{cells['held_out_by']}`" if cells["held_out_by"] else ""
     source = _parameter(experiment, "input_ds", "raw_input")
     sentences = [
         f"Real cells: {_code(source)}." if source else "",
         f"Compared: {cells['generated']} generated cells with {cells['held_out']} real "
-        f"ones of the {cells['split']} split{by}, which the model has not seen. The "
-        f"ceiling is that of {cells['control']} training cells; {cells['training']} "
-        "others taught the space of comparison.",
-        _escape(experiment["scale"]),
-        *map(_escape, experiment["dropped"]),
+        f"ones ({_escape(held_out_cells(cells))}). The ceiling is the value of "
+        f"{cells['control']} training cells; the space of comparison was learned from "
+        f"{cells['training']} others. {used_cells(cells)}",
+        *map(_escape, experiment["warnings"]),
+        _escape(_sentence(experiment["scale"])),
+        *(_escape(_sentence(text)) for text in experiment["dropped"]),
     ]
     text = " ".join(filter(None, sentences))
     if not experiment["labels"]:
@@ -103,6 +105,11 @@ def _data(experiment: ExperimentReport) -> str:
         for label, found in experiment["labels"].items()
     )
     return f"{text}\n\n{_table(('label', 'cells a side', 'state'), rows)}"
+
+
+def _sentence(text: str) -> str:
+    """Return text that begins with a capital and ends with a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _training(experiment: ExperimentReport) -> str:
@@ -118,7 +125,11 @@ def _training(experiment: ExperimentReport) -> str:
 
 def _use(experiment: ExperimentReport) -> str:
     verdict = experiment["verdict"]
-    unscored = [r["name"] for r in pooled(experiment) if r["score"] is None]
+    unscored = [
+        f"{r['name']} ({r['no_score']})"
+        for r in pooled(experiment)
+        if r["score"] is None
+    ]
     limits = [
         *verdict["findings"],
         "Generated cells follow the donors, protocol and labels of the training cells; "
@@ -132,8 +143,8 @@ def _use(experiment: ExperimentReport) -> str:
 def metrics_table(experiment: ExperimentReport) -> str:
     """Return the pooled metrics as a table in Markdown."""
     header = (
-        *("metric", "value", "95 % interval", "ceiling (real cells)"),
-        *("floor", "score", "cells"),
+        *("metric", "value", "95 % interval", "real cells"),
+        *("floor", "which floor", "score", "cells"),
     )
     rows = (
         (
@@ -142,12 +153,21 @@ def metrics_table(experiment: ExperimentReport) -> str:
             interval(result),
             number(result["ceiling"]),
             number(floor_value(result)),
-            number(result["score"]),
+            floor_name(result),
+            _score(result),
             number(result["n"]),
         )
         for result in pooled(experiment)
     )
     return _table(header, rows)
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    if result["score"] is None:
+        return f"no score: {_escape(result['no_score'] or 'undefined')}"
+    words = score_words(result["score"])
+    said = _escape(score_text(result["score"])) + (f", {words}" if words else "")
+    return said if result["earns"] else f"{said} (check)"
 
 
 def _memorisation(found: Mapping[str, Any]) -> str:
@@ -161,7 +181,7 @@ def _memorisation(found: Mapping[str, Any]) -> str:
     if found["reasons"]:
         parts.append(_bullets(found["reasons"]))
     if found["caution"]:
-        parts.append(_escape(found["caution"]))
+        parts.append(_escape(_sentence(found["caution"])))
     if found["numbers"]:
         rows = (
             (

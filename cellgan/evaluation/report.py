@@ -97,12 +97,13 @@ def evaluate_files(
     *,
     label: str | None = None,
     seed: int = 0,
+    must_know_training: bool = False,
 ) -> Document:
     """Compare files of generated cells, whoever made them, with a file of real ones.
 
     Parameters
     ----------
-    real, label
+    real, label, must_know_training
         As in `cellgan.evaluation.cells.compare_files`.
     generated
         One file or several, which share a leaderboard.
@@ -118,7 +119,9 @@ def evaluate_files(
     entries: dict[str, Any] = {}
     drawn: dict[str, Sequence[Picture]] = {}
     for name, path in zip(names, generated, strict=True):
-        compared = compare_files(real, path, label=label, seed=seed)
+        compared = compare_files(
+            real, path, label=label, must_know_training=must_know_training, seed=seed
+        )
         entries[name], drawn[name] = _judge(compared, seed=seed, method="tsne")
     document = _document(entries)
     _write(folder, document, drawn)
@@ -193,7 +196,7 @@ def entry(
     overall = overall_score(judged.records)
     memorised = {
         "known": compared.knows_training,
-        "leaks": check.leaks,
+        "leaks": check.leaks if compared.knows_training else None,
         "reasons": list(check.reasons),
         "caution": check.caution,
         "numbers": [number.as_json() for number in check.numbers],
@@ -207,6 +210,7 @@ def entry(
             are_counts=sides.frame.are_counts,
             label_states=compared.label_states,
             memorisation=memorised,
+            warnings=compared.warnings,
         ),
         "overall": overall,
         "metrics": judged.records,
@@ -217,9 +221,11 @@ def entry(
         "labels": compared.label_states,
         "cells": {
             **{side: compared.n_cells(side) for side in compared.labels},
+            "in_files": dict(compared.n_in_files),
             "split": compared.split,
             "held_out_by": compared.held_out_by,
         },
+        "warnings": list(compared.warnings),
         "dropped": list(compared.dropped),
         "scale": compared.scale,
         "run": {
@@ -322,6 +328,8 @@ def _write(
     for name, said in document["experiments"].items():
         if len(document["experiments"]) == 1:
             log.info("%s", tables.summary(name, said))
+        for warning in said["warnings"]:
+            log.warning("%s: %s", name, warning)
         if said["cells"]["generated"] < FEW_CELLS:
             log.info(
                 "%s: only %d cells a side could be compared, which says little; "
@@ -329,6 +337,9 @@ def _write(
                 name,
                 said["cells"]["generated"],
             )
+        if said["memorisation"]["leaks"] is None:
+            reason = tables.why_unknown(said)
+            log.info("%s: leaks were not looked for: %s", name, reason)
     if len(document["experiments"]) > 1:
         log.info("%s", tables.leaderboard(document))
     for name, said in document["experiments"].items():

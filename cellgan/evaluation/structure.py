@@ -98,7 +98,15 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="variable genes",
         floor="permuted",
-        sees=frozenset({"missing_label", "dependence", "weak_effects", "noise_cells"}),
+        sees=frozenset(
+            {
+                "missing_label",
+                "library_size",
+                "dependence",
+                "weak_effects",
+                "noise_cells",
+            }
+        ),
     ),
     Metric(
         name="gene_correlation_within_labels",

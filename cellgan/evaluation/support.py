@@ -55,7 +55,7 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="components",
         floor="label_means",
-        sees=frozenset({"missing_label"}),
+        sees=frozenset({"missing_label", "dependence"}),
     ),
     Metric(
         name="density",
@@ -78,7 +78,7 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="components",
         floor="label_means",
-        sees=frozenset({"missing_label", "library_size", "dependence", "weak_effects"}),
+        sees=frozenset(get_args(Defect)),
     ),
     Metric(
         name="ilisi",
@@ -90,7 +90,7 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="components",
         floor="label_means",
-        sees=frozenset({"missing_label", "library_size", "dependence", "weak_effects"}),
+        sees=frozenset(get_args(Defect)),
     ),
     Metric(
         name="nearest_neighbour_accuracy_real",
@@ -114,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         ),
         space="components",
         floor="label_means",
-        sees=frozenset({"missing_label"}),
+        sees=frozenset({"missing_label", "library_size", "dependence"}),
     ),
 )
 

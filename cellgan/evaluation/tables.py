@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +26,8 @@ MetricResult: TypeAlias = Mapping[str, Any]
 FLOORS = ("independent", "permuted", "label_means")
 COPIED_COLUMNS = (
     *("title", "family", "modality", "label", "value", "low", "high", "ceiling"),
-    *("floor", "score", "score_low", "score_high", "n", "space", "meaning"),
+    *("floor", "earns", "score", "score_low", "score_high", "no_score", "n"),
+    *("space", "meaning"),
 )
 CSV_COLUMNS = (
     *("experiment", "name", *COPIED_COLUMNS[:8]),
@@ -33,7 +35,22 @@ CSV_COLUMNS = (
     *COPIED_COLUMNS[8:],
 )
 UNDEFINED = "\u2013"
-LONGEST_NAME = 30
+LONGEST_NAME = 32
+LINE_WIDTH = 96
+BELOW_FLOOR = -0.05
+"""A score below is worse than the floor by more than chance makes it."""
+FLOOR_NAMES = {
+    "independent": "independent",
+    "permuted": "permuted",
+    "label_means": "label means",
+}
+SCORE_LEGEND = (
+    "Scores are 0 at the floor (independent: genes drawn independently label by label; "
+    "permuted: genes permuted across cells; label means) and 1 at the value of real "
+    "training cells; 1 is written for more, < 0 for less than the floor. Scores from "
+    "the independent floor earn trust. All others are checks: where they are low they "
+    "lower the overall score, and they never raise it."
+)
 
 
 def number(value: float | None, *, undefined: str = UNDEFINED) -> str:
@@ -47,6 +64,48 @@ def number(value: float | None, *, undefined: str = UNDEFINED) -> str:
     if 999.5 <= abs(value) < 1e6:
         return str(int(float(f"{value:.3g}")))
     return f"{value:.3g}"
+
+
+def score_text(score: float | None, *, undefined: str = UNDEFINED) -> str:
+    """Return a score: 1 for all that are as good as real, < 0 for worse than floors."""
+    if score is None or not math.isfinite(score):
+        return undefined
+    if score >= 1:
+        return "1"
+    return "< 0" if score < BELOW_FLOOR else number(max(score, 0.0))
+
+
+def score_words(score: float | None) -> str:
+    """Return what is said of a score that is not shown as it is."""
+    if score is None or not math.isfinite(score) or BELOW_FLOOR <= score < 1:
+        return ""
+    return "as good as real" if score >= 1 else "worse than the floor"
+
+
+def held_out_cells(cells: Mapping[str, Any]) -> str:
+    """Return what the held-out cells of a report are, in words."""
+    split = cells["split"]
+    of = f"the {split} split" if split in ("test", "valid") else split
+    by = f", held out by {cells['held_out_by']}" if cells["held_out_by"] else ""
+    return f"{of}{by}"
+
+
+def used_cells(cells: Mapping[str, Any]) -> str:
+    """Say how many cells of the files were compared, and how many were not."""
+    there = cells["in_files"]
+    used = {
+        "generated": (cells["generated"], there["generated"]),
+        "held-out": (cells["held_out"], there["held_out"]),
+        "training": (cells["control"] + cells["training"], there["training"]),
+    }
+    parts = (
+        f"{n:,} of {of:,} {name} cells" + f" ({of - n:,} not)" * (of > n)
+        for name, (n, of) in used.items()
+    )
+    return (
+        f"Used were {', '.join(parts)}: equally many of every label from each side, "
+        f"drawn at random."
+    )
 
 
 def interval(result: Mapping[str, Any], *, undefined: str = UNDEFINED) -> str:
@@ -74,24 +133,60 @@ def floor_value(result: MetricResult) -> float | None:
     return floor
 
 
+def floor_name(result: MetricResult) -> str:
+    """Return which floor a score uses, in a word or two; nothing without a floor."""
+    return FLOOR_NAMES.get(result["floor"], "")
+
+
 def mean_score(results: Iterable[MetricResult]) -> float | None:
     """Return the mean score, each clipped to 0..1; None when there is none."""
     scores = [
-        min(max(result["score"], 0.0), 1.0)
-        for result in results
-        if result["score"] is not None
+        min(max(result["score"], 0.0), 1.0) for result in results if _has_score(result)
     ]
     return sum(scores) / len(scores) if scores else None
 
 
+def _has_score(result: MetricResult) -> bool:
+    return result["score"] is not None and math.isfinite(result["score"])
+
+
 def family_scores(experiment: ExperimentReport) -> dict[str, float | None]:
-    """Return the mean score of the pooled metrics of every family."""
-    results = pooled(experiment)
-    families = dict.fromkeys(result["family"] for result in results)
+    """Return the score of every family, of all cells together."""
+    return family_means(pooled(experiment))
+
+
+def family_means(results: Sequence[MetricResult]) -> dict[str, float | None]:
+    """Return the score of every family, whose mean is the overall score.
+
+    It is the mean score of the metrics that earn trust: of those that tell genes
+    independent of each other from real ones. All others are checks: where their mean is
+    lower, it is taken instead. A family of checks alone is at most the mean of the
+    families that earn.
+    """
+    families: dict[str, list[MetricResult]] = {}
+    for result in results:
+        families.setdefault(result["family"], []).append(result)
+    earned, checked = (
+        {
+            name: mean_score(result for result in of if result["earns"] is earns)
+            for name, of in families.items()
+        }
+        for earns in (True, False)
+    )
+    own = [score for score in earned.values() if score is not None]
+    overall = sum(own) / len(own) if own else None
     return {
-        family: mean_score(result for result in results if result["family"] == family)
-        for family in families
+        name: _lowest(overall if earned[name] is None else earned[name], checked[name])
+        for name in families
+        if earned[name] is not None or checked[name] is not None
     }
+
+
+def _lowest(earned: float | None, checked: float | None) -> float | None:
+    """Return the lower of both; None where nothing is earned."""
+    if earned is None or checked is None:
+        return earned
+    return min(earned, checked)
 
 
 def weakest(results: Iterable[MetricResult]) -> MetricResult | None:
@@ -108,6 +203,11 @@ def metric_name(result: MetricResult, experiment: ExperimentReport) -> str:
 def metric_title(result: MetricResult, experiment: ExperimentReport) -> str:
     """Return a metric's title, with its modality where there are several."""
     return f"{result['title']}{_modality_note(result, experiment)}"
+
+
+def why_unknown(experiment: ExperimentReport) -> str:
+    """Return why it is not known whether training cells were copied."""
+    return experiment["memorisation"]["caution"] or "training cells are not known"
 
 
 def _modality_note(result: MetricResult, experiment: ExperimentReport) -> str:
@@ -166,9 +266,9 @@ def leaderboard(document: Document) -> str:
             (
                 _shortened(name),
                 experiment["verdict"]["grade"],
-                number(experiment["overall"], undefined="-"),
+                score_text(experiment["overall"], undefined="-"),
                 "-" if lowest is None else _shortened(metric_name(lowest, experiment)),
-                number(None if lowest is None else lowest["score"], undefined="-"),
+                score_text(None if lowest is None else lowest["score"], undefined="-"),
             )
         )
     return "\n".join(
@@ -182,7 +282,7 @@ def leaderboard(document: Document) -> str:
 def summary(name: str, experiment: ExperimentReport) -> str:
     """Return one experiment's pooled metrics as a table for the console."""
     cells = experiment["cells"]
-    header = ("metric", "value", "95 % interval", "real cells", "floor", "score")
+    header = ("metric", "value", "95 % interval", "real cells", "floor", "", "score")
     rows = [
         (
             _shortened(metric_name(result, experiment)),
@@ -190,22 +290,43 @@ def summary(name: str, experiment: ExperimentReport) -> str:
             interval(result, undefined="-"),
             number(result["ceiling"], undefined="-"),
             number(floor_value(result), undefined="-"),
-            number(result["score"], undefined="-"),
+            floor_name(result)[:1],
+            score_text(result["score"], undefined="-"),
         )
         for result in pooled(experiment)
     ]
+    letters = ", ".join(f"{of[0]}: {of}" for of in FLOOR_NAMES.values())
+    notes = [f"Floors are {letters}. {SCORE_LEGEND}", *_missing_scores(experiment)]
     return "\n".join(
         (
             f"{name}: {cells['generated']} generated against {cells['held_out']} "
-            f"held-out ({cells['split']}) cells",
-            *_aligned(header, rows, numeric=(1, 2, 3, 4, 5)),
+            f"held-out cells ({held_out_cells(cells)})",
+            *_aligned(header, rows, numeric=(1, 2, 3, 4, 6)),
+            *_wrapped([*notes, used_cells(cells)]),
         )
     )
 
 
+def _missing_scores(experiment: ExperimentReport) -> list[str]:
+    """Return a sentence for each reason why metrics have no score."""
+    names: dict[str, list[str]] = {}
+    for result in pooled(experiment):
+        if result["score"] is None:
+            name = metric_name(result, experiment)
+            names.setdefault(result["no_score"] or "undefined", []).append(name)
+    return [f"No score, {why}: {', '.join(of)}." for why, of in names.items()]
+
+
+def _wrapped(sentences: Iterable[str]) -> Iterator[str]:
+    for sentence in sentences:
+        for line in textwrap.wrap(sentence, LINE_WIDTH, break_long_words=True):
+            yield f"    {line}"
+
+
 def _shortened(name: str) -> str:
-    is_long = len(name) > LONGEST_NAME
-    return f"{name[: LONGEST_NAME - 3]}..." if is_long else name
+    """Shorten a name in its middle: names often differ at their ends."""
+    half = (LONGEST_NAME - 3) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 def _aligned(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cellgan.evaluation.catalogue import Defect
+from cellgan.evaluation.drawing import FEWEST_PER_LABEL
 from cellgan.evaluation.pairs import Side
 
 CLOSE, USABLE = 0.9, 0.6
@@ -29,7 +30,7 @@ WEAK = 0.8
 Records = Mapping[str, Mapping[str, Any]]
 
 
-def verdict(
+def verdict(  # noqa: PLR0913  (one argument for each thing that is looked at)
     records: Sequence[Mapping[str, Any]],
     overall: float,
     *,
@@ -38,6 +39,7 @@ def verdict(
     are_counts: bool,
     label_states: Mapping[str, Mapping[str, Any]],
     memorisation: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return grade, headline and findings of one comparison.
 
@@ -55,19 +57,41 @@ def verdict(
         Label -> what became of it.
     memorisation
         The memorisation record.
+    warnings
+        What is probably a mistake of whoever made the files, in sentences.
     """
-    pooled = {record["name"]: record for record in records if record["label"] is None}
+    by_modality = _by_modality(records)
+    pooled = next(iter(by_modality.values()), {})
     found = dict(defects(pooled, held_out, generated, are_counts, label_states))
-    leaks = [f"memorised: {reason}" for reason in memorisation["reasons"]]
-    findings = [*leaks, *found.values(), *_weakest_labels(records)]
+    for modality, of in list(by_modality.items())[1:]:
+        for name, sentence in defects(
+            of, held_out, generated, are_counts=False, label_states={}
+        ):
+            found[f"{modality} {name}"] = f"{modality}: {sentence}"
+    leaks = [f"Memorised: {reason}" for reason in memorisation["reasons"]]
+    findings = [*leaks, *warnings, *found.values(), *_weakest_labels(records)]
     if not findings:
-        findings = ["no metric tells generated from real cells beyond chance"]
+        findings = ["No metric tells generated from real cells beyond chance"]
+    findings += [*_unjudged_labels(label_states), *_unjudged_pairing(records)]
+    if memorisation["leaks"] is None:
+        findings.append(
+            "Leaks were not looked for: it is not known which cells were trained on"
+        )
     grade = _grade(overall, leaks=bool(memorisation["leaks"]), n_defects=len(found))
     return {
         "grade": grade,
         "headline": _headline(grade, overall, pooled),
         "findings": findings,
     }
+
+
+def _by_modality(records: Sequence[Mapping[str, Any]]) -> dict[str, Records]:
+    """Return the pooled metrics of every modality, those of the first one first."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        if record["label"] is None:
+            found.setdefault(record["modality"], {})[record["name"]] = record
+    return dict(found)
 
 
 def defects(
@@ -84,14 +108,14 @@ def defects(
         more = f" and {len(missing) - LABELS_NAMED} more" * (
             len(missing) > LABELS_NAMED
         )
-        yield "missing_label", f"no cells of {named}{more} were generated"
+        yield "missing_label", f"No cells of {named}{more} were generated"
     if are_counts and _is_low(pooled, "library_size_ks"):
         yield from _library_sizes(held_out, generated)
     if _is_low(pooled, "gene_correlation_within_labels"):
         record = pooled["gene_correlation_within_labels"]
         yield (
             "dependence",
-            f"genes do not vary together within a label as they do in real cells: "
+            f"Genes do not vary together within a label as they do in real cells: "
             f"agreement of correlations {record['value']:.2f}, real cells reach "
             f"{record['ceiling']:.2f}",
         )
@@ -116,11 +140,11 @@ def _library_sizes(held_out: Side, generated: Side) -> Iterator[tuple[Defect, st
     )
     if abs(made / real - 1) > DIFFERENT_SIZE:
         sentence = (
-            f"library sizes are wrong: the median is {made:,.0f}, of real cells "
+            f"Library sizes are wrong: the median is {made:,.0f}, of real cells "
             f"{real:,.0f}"
         )
     else:
-        sentence = "library sizes are spread differently from those of real cells"
+        sentence = "Library sizes are spread differently from those of real cells"
     yield "library_size", sentence
 
 
@@ -132,7 +156,7 @@ def _weak_effects(pooled: Records) -> Iterator[tuple[Defect, str]]:
     if high < WEAK * record["ceiling"]:
         yield (
             "weak_effects",
-            f"differences between labels are too small: log-fold changes are "
+            f"Differences between labels are too small: log-fold changes are "
             f"{record['value']:.2f} of the real ones, real cells reach "
             f"{record['ceiling']:.2f}",
         )
@@ -154,19 +178,19 @@ def _noise_cells(pooled: Records) -> Iterator[tuple[Defect, str]]:
 def _low_families(pooled: Records) -> Iterator[tuple[str, str]]:
     """Yield what low scores without a defect of their own say."""
     sentences = {
-        "forest_auc_genes": "a classifier tells generated from real cells by their "
+        "forest_auc_genes": "A classifier tells generated from real cells by their "
         "genes with an AUC of {value:.2f} (real from real {ceiling:.2f})",
-        "recall": "only {value:.0%} of the real cells have generated cells around them "
+        "recall": "Only {value:.0%} of the real cells have generated cells around them "
         "(real cells reach {ceiling:.0%})",
-        "label_agreement": "only {value:.0%} of the generated cells are recognised as "
+        "label_agreement": "Only {value:.0%} of the generated cells are recognised as "
         "the label they were made for (real cells {ceiling:.0%})",
-        "zero_fraction_difference": "zeros are wrong: the share of zeros of a gene is "
+        "zero_fraction_difference": "Zeros are wrong: the share of zeros of a gene is "
         "off by {value:.3f} on average (real cells {ceiling:.3f})",
-        "variance_log_ratio": "variances are wrong: genes differ by {value:.2f} "
+        "variance_log_ratio": "Variances are wrong: genes differ by {value:.2f} "
         "doublings on average (real cells {ceiling:.2f})",
-        "mean_log_ratio": "mean expression is wrong: genes differ by {value:.2f} "
+        "mean_log_ratio": "Mean expression is wrong: genes differ by {value:.2f} "
         "doublings on average (real cells {ceiling:.2f})",
-        "marker_overlap_50": "markers are not the same: {value:.0%} of the first 50 of "
+        "marker_overlap_50": "Markers are not the same: {value:.0%} of the first 50 of "
         "a label are shared (real cells {ceiling:.0%})",
     }
     for name, sentence in sentences.items():
@@ -194,6 +218,30 @@ def _weakest_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _unjudged_labels(label_states: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say how many labels have too few cells to be judged."""
+    few = {name: of["n"] for name, of in label_states.items() if _is_few(of)}
+    if few:
+        named = [f"{name}: {n}" for name, n in list(few.items())[:LABELS_NAMED]]
+        more = ", ..." * (len(few) > LABELS_NAMED)
+        yield (
+            f"{len(few)} of {len(label_states)} labels were not judged one by one: "
+            f"{FEWEST_PER_LABEL} cells on either side are needed, there are fewer "
+            f"({', '.join(named)}{more})"
+        )
+
+
+def _is_few(state: Mapping[str, Any]) -> bool:
+    return bool(state["state"] == "too few")
+
+
+def _unjudged_pairing(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say so where nothing tells whose ATAC belongs to whose RNA."""
+    scores = [of["score"] for of in records if of["family"] == "modalities"]
+    if scores and not any(map(_is_number, scores)):
+        yield "The pairing of the modalities could not be judged on these data"
+
+
 def _grade(overall: float, *, leaks: bool, n_defects: int) -> str:
     if leaks:
         return "leak"
@@ -203,7 +251,10 @@ def _grade(overall: float, *, leaks: bool, n_defects: int) -> str:
 
 
 def _headline(grade: str, overall: float, pooled: Records) -> str:
-    scored = f"overall score {overall:.2f} (1: as good as real cells, 0: the floor)"
+    scored = (
+        f"overall score {overall:.2f} (1: as good as real cells, 0: as bad as genes "
+        f"drawn independently)"
+    )
     if not _is_number(overall):
         scored = "nothing could be scored"
     auc = pooled.get("forest_auc_genes")

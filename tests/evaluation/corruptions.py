@@ -64,6 +64,18 @@ def with_a_fifth_of_noise(cells: SyntheticCells) -> SyntheticCells:
     return SyntheticCells(sp.csr_matrix(counts), cells.labels)
 
 
+def poisson_by_label(training: SyntheticCells, cells: SyntheticCells) -> SyntheticCells:
+    """Draw every gene of a cell from a Poisson distribution with its label's mean."""
+    rng = np.random.default_rng(5)
+    counts = np.empty(cells.counts.shape, dtype=np.float32)
+    for label in np.unique(cells.labels):
+        rows = np.flatnonzero(training.labels == label)
+        mean = np.asarray(training.counts[rows].mean(axis=0)).ravel()
+        drawn = cells.labels == label
+        counts[drawn] = rng.poisson(mean, size=(drawn.sum(), len(mean)))
+    return SyntheticCells(sp.csr_matrix(counts), cells.labels)
+
+
 DEFECTS: dict[str, Callable[[SyntheticCells], SyntheticCells]] = {
     "missing_label": without_a_label,
     "library_size": with_half_the_library_size,
@@ -114,6 +126,12 @@ def comparison(
         knows_training=True,
         held_out_by=None,
         donors=None,
+        n_in_files={
+            "held_out": len(held_out.labels),
+            "training": len(training.labels),
+            "generated": len(generated.labels),
+        },
+        warnings=(),
         dropped=(),
         scale="both sides are counts",
         origin={},

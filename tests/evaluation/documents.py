@@ -50,6 +50,8 @@ def make_metric(entry: tuple, label: str | None = None) -> dict[str, Any]:
         "score": score,
         "score_low": score - 0.05,
         "score_high": score + 0.04,
+        "earns": floor != "label_means",
+        "no_score": None,
         "n": 300 if label is None else 120,
         "space": "components",
         "meaning": f"what {name} is & why <it> matters",
@@ -65,6 +67,7 @@ def undefined_metric() -> dict[str, Any]:
         **dict.fromkeys(numbers),
         "floors": dict.fromkeys(("independent", "permuted", "label_means")),
         "floor": None,
+        "no_score": "real cells cannot be told from the floor",
     }
 
 
@@ -145,9 +148,11 @@ def make_experiment() -> dict[str, Any]:
             "generated": 300,
             "control": 300,
             "training": 1200,
+            "in_files": {"held_out": 400, "generated": 5000, "training": 1500},
             "split": "test",
             "held_out_by": "donor",
         },
+        "warnings": [f"Labels are not spelled alike: {NASTY}."],
         "dropped": ["12 genes are in the real file alone and were left out."],
         "scale": "Both sides are counts; every cell is scaled to 10,000, then log1p.",
         "run": {
@@ -197,6 +202,7 @@ def make_copied() -> dict[str, Any]:
         "published": [],
         "giveaway_genes": [],
         "labels": {},
+        "warnings": [],
         "dropped": [],
         "run": {
             **experiment["run"],
@@ -208,7 +214,7 @@ def make_copied() -> dict[str, Any]:
 
 def make_document() -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "version": "0.1.0",
         "created": "2026-11-21T10:00:00Z",
         "experiments": {"pbmc_copied": make_copied(), "pbmc": make_experiment()},

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.errors import ConfigError, DataError
+from cellgan.evaluation import files
 from cellgan.evaluation.cells import compare_experiment, compare_files
 from cellgan.evaluation.space import log_expression
 from tests.evaluation.folders import (
@@ -226,8 +227,8 @@ def with_other_labels(cells):
 
 BAD_FILES = {
     "logarithms": (with_logarithms, r"X holds values that look like logarithms"),
-    "nan": (with_nan, r"not numbers \(nan or infinity\), in 1 of \d+ cells"),
-    "negative": (with_negative_values, r"X holds negative values"),
+    "nan": (with_nan, r"X holds a value that is not finite: nan in cell 1 of 90"),
+    "negative": (with_negative_values, r"X holds a negative value: -1 in cell 1 of 90"),
     "all zero": (without_counts, r"all \d+ cells are zero in every gene"),
     "genes": (with_other_genes, r'0 of its 60 genes.*"0".*"gene_0"'),
     "a gene twice": (with_one_gene_twice, r'the gene "gene_1" is there twice'),
@@ -245,6 +246,149 @@ def test_bad_generated_file_is_refused_by_name(experiment, name):
     spoil, message = BAD_FILES[name]
     with pytest.raises(DataError, match=rf"cells\.h5ad: [\s\S]*{message}"):
         compare(experiment, spoil(counted_cells()))
+
+
+def spoiled(value: float, *, n_cells: int = 300, seed: int = 0):
+    """Return cells of which one has an impossible value, and that cell and gene."""
+    cells = counted_cells(n_cells, seed=seed)
+    cell, gene = 201, int(cells.X[201].indices[0])
+    cells.X[cell, gene] = value
+    return cells, cells.obs_names[cell], cells.var_names[gene]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("at_once", [7, 4_000_000])
+def test_impossible_value_of_a_cell_that_is_not_drawn_is_named(
+    tmp_path, monkeypatch, value, form, at_once
+):
+    monkeypatch.setattr(files, "CHECKED_AT_ONCE", at_once)
+    real, made = tmp_path / "real.h5ad", tmp_path / "made.h5ad"
+    counted_cells(300).write_h5ad(real)
+    cells, cell, gene = spoiled(value)
+    if form == "dense":
+        cells.X = cells.X.toarray()
+    if form == "csc":
+        cells.X = sp.csc_matrix(cells.X)
+    cells.write_h5ad(made)
+    place = rf'{value:.3g} in cell 202 of 300 \("{cell}"\), gene "{gene}"'
+    with pytest.raises(DataError, match=rf"made\.h5ad: X holds a[\s\S]*{place}"):
+        compare_files(real, made, most_cells=30)
+
+
+@pytest.mark.parametrize(
+    ("whose", "advice"),
+    [("real", "Put raw counts of all cells"), ("generated", "Generate again")],
+)
+def test_impossible_values_of_either_side_come_with_their_own_advice(
+    tmp_path, whose, advice
+):
+    paths = {side: tmp_path / f"{side}.h5ad" for side in ("real", "generated")}
+    for side, path in paths.items():
+        cells = counted_cells(300) if side != whose else spoiled(np.nan)[0]
+        cells.write_h5ad(path)
+    with pytest.raises(DataError, match=rf"{whose}\.h5ad: [\s\S]*{advice}"):
+        compare_files(paths["real"], paths["generated"], most_cells=30)
+
+
+def renamed(cells: anndata.AnnData, **names: str) -> anndata.AnnData:
+    cells.obs["cluster"] = [names.get(of[-1], of) for of in cells.obs["cluster"]]
+    return cells
+
+
+def test_labels_spelled_differently_are_a_warning_with_the_nearest_spelling(tmp_path):
+    real, made = tmp_path / "real.h5ad", tmp_path / "made.h5ad"
+    counted_cells(300).write_h5ad(real)
+    other = renamed(counted_cells(300, seed=1), A="Type a.", B="unlike")
+    other.write_h5ad(made)
+    (warning,) = compare_files(real, made).warnings
+    assert '"Type a." Did you mean "type A"?' in warning
+    assert '"unlike"' in warning
+    assert 'held-out cells have "type A", "type B"' in warning
+
+
+def test_labels_that_only_real_cells_have_are_no_mistake_of_spelling(experiment):
+    cells = made_cells()
+    cells = cells[cells.obs["cluster"] != "type A"].copy()
+    assert compare(experiment, cells).warnings == ()
+
+
+def test_cells_of_labels_that_are_left_out_are_counted(experiment):
+    cells = renamed(made_cells(), A="other")
+    (said,) = compare(experiment, cells).dropped
+    n_cells = int((cells.obs["cluster"] == "other").sum())
+    assert said.startswith("1 labels of cells.h5ad (other) are not among")
+    assert f"{n_cells} cells were left out" in said
+
+
+def test_cells_that_are_there_are_counted_beside_those_compared(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    counted_cells(300).write_h5ad(path)
+    compared = compare_files(path, path, most_cells=30)
+    assert compared.n_in_files == {"held_out": 100, "training": 200, "generated": 300}
+    assert compared.n_cells("generated") <= 30
+
+
+def test_training_cells_must_be_known_where_leaks_have_to_be_found(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    counted_cells(200).write_h5ad(path)
+    with pytest.raises(ConfigError, match=r'--fail-on-leak: .*no obs column "split"'):
+        compare_files(path, path, must_know_training=True)
+
+
+def test_split_column_without_held_out_cells_is_told(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells = counted_cells(200)
+    cells.obs["split"] = ["training", "testing"] * 100
+    cells.write_h5ad(path)
+    with pytest.raises(ConfigError, match=r"holds testing, training, but neither test"):
+        compare_files(path, path, must_know_training=True)
+
+
+def test_known_training_cells_are_not_refused(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    processed_cells(make_cells(300), n_test=80, n_valid=0).write_h5ad(path)
+    assert compare_files(path, path, must_know_training=True).knows_training
+
+
+def test_too_few_cells_in_a_file_come_with_advice_for_files(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    counted_cells(20).write_h5ad(path)
+    with pytest.raises(DataError, match="too few cells") as raised:
+        compare_files(path, path)
+    assert "test_cells" not in str(raised.value)
+    assert "give more real cells" in str(raised.value)
+
+
+def test_many_labels_are_cut_with_dots(tmp_path):
+    real, made = tmp_path / "real.h5ad", tmp_path / "made.h5ad"
+    counted_cells(300).write_h5ad(real)
+    other = counted_cells(300)
+    other.obs["cluster"] = [f"c{cell % 8}" for cell in range(300)]
+    other.write_h5ad(made)
+    with pytest.raises(DataError, match=r"c0, c1, c2, c3, c4, \.\.\. \(3 more\)"):
+        compare_files(real, made)
+
+
+@pytest.mark.parametrize("option", ["--real", "--generated"])
+def test_missing_file_is_named_with_its_option(tmp_path, option):
+    paths = {name: tmp_path / f"{name[2:]}.h5ad" for name in ("--real", "--generated")}
+    for name, path in paths.items():
+        if name != option:
+            counted_cells(200).write_h5ad(path)
+    with pytest.raises(DataError, match=rf"^{option}: .*no such file"):
+        compare_files(*paths.values())
+
+
+def test_file_cut_short_is_told_from_one_of_another_kind(experiment):
+    path = write_generated(experiment, made_cells())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"damaged, cut short[\s\S]*download it again"):
+        compare_experiment(experiment, path)
+    path.write_text("gene,cell\n")
+    with pytest.raises(DataError, match=r"not an HDF5 file[\s\S]*write_h5ad"):
+        compare_experiment(experiment, path)
 
 
 def test_generated_cells_must_be_there(experiment):

@@ -202,7 +202,7 @@ def test_bar_reaches_from_floor_to_score_and_ends_in_the_picture(score, x, width
 def test_bar_draws_its_interval_and_says_it():
     cell = markup.score_cell({"score": 0.5, "score_low": 0.25, "score_high": 0.75})
     assert 'class="interval" d="M35.0 8H85.0"' in cell
-    assert 'aria-label="score 0.500: 0 is the floor, 1 the ceiling; ' in cell
+    assert 'aria-label="score 0.500: 0 is the floor, 1 real cells; ' in cell
     assert "interval 0.250 to 0.750" in cell
 
 

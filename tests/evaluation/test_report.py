@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from cellgan.cli import main
 from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation import cell_pictures, classifiers, published, suite
 from cellgan.evaluation.document import read_report
@@ -180,7 +181,8 @@ def test_files_of_others_are_judged_side_by_side(tmp_path):
     assert {file.name for file in (tmp_path / "evaluation").iterdir()} == FILES
 
 
-def test_unknown_training_cells_leave_memorisation_open(tmp_path):
+def test_unknown_training_cells_leave_memorisation_open(tmp_path, caplog):
+    caplog.set_level("INFO")
     real = tmp_path / "real.h5ad"
     adata = processed_cells(cells(0, 600), n_test=200, n_valid=0)
     del adata.obs["split"]
@@ -188,8 +190,25 @@ def test_unknown_training_cells_leave_memorisation_open(tmp_path):
     document = evaluate_files(real, [real], tmp_path / "evaluation")
     found = entry_of(document)["memorisation"]
     assert not found["known"]
-    assert not found["leaks"]
+    assert found["leaks"] is None
     assert 'an obs column "split"' in found["caution"]
+    said = " ".join(message for _, _, message in caplog.record_tuples)
+    assert "leaks were not looked for: the real file does not say which" in said
+
+
+def test_leaks_that_cannot_be_looked_for_are_refused_before_anything_else(
+    tmp_path, capsys
+):
+    real = tmp_path / "real.h5ad"
+    adata = processed_cells(cells(0, 600), n_test=200, n_valid=0)
+    del adata.obs["split"]
+    adata.write_h5ad(real)
+    files = ["--real", str(real), "--generated", str(real)]
+    folder = tmp_path / "evaluation"
+    options = ["--report", str(folder), "--fail-on-leak"]
+    assert main(["--evaluate", *files, *options]) == 2
+    assert 'Add an obs column "split"' in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_files_of_one_name_are_told_by_their_folders(tmp_path):

@@ -15,7 +15,12 @@ import pytest
 from cellgan.evaluation import report
 from cellgan.evaluation.catalogue import Defect
 from cellgan.evaluation.suite import FAMILIES, judge_cells
-from tests.evaluation.corruptions import DEFECTS, as_it_is, comparison
+from tests.evaluation.corruptions import (
+    DEFECTS,
+    as_it_is,
+    comparison,
+    poisson_by_label,
+)
 from tests.evaluation.sides import population
 from tests.synthetic import SyntheticCells
 
@@ -26,7 +31,7 @@ UNCLAIMED = 0.16
 """And that of all others by at most this, or within their interval."""
 
 
-FLOOR = {"train_on_generated_f1": 0.2}
+FLOOR = {"train_on_generated_f1": 0.25}
 """Two draws of a floor differ by less, by 0.1 where nothing is said: a classifier
 trained on permuted cells guesses, and no interval of test cells knows what."""
 
@@ -101,6 +106,7 @@ def test_defect_moves_the_metrics_that_claim_to_see_it(spoiled):
         name: row["score"]
         for name, row in records.items()
         if defect in METRICS[name].sees
+        and (defect != "dependence" or row["earns"])
         and row["score"] is not None
         and row["score"] > 1 - CLAIMED
     }
@@ -122,10 +128,10 @@ def test_defect_moves_no_other_metric(spoiled):
 
 
 NAMED = {
-    "missing_label": "no cells of type B were generated",
-    "library_size": "library sizes are wrong: the median is",
-    "dependence": "genes do not vary together within a label",
-    "weak_effects": "differences between labels are too small",
+    "missing_label": "No cells of type B were generated",
+    "library_size": "Library sizes are wrong: the median is",
+    "dependence": "Genes do not vary together within a label",
+    "weak_effects": "Differences between labels are too small",
     "noise_cells": "of the generated cells lie nowhere near a real one",
 }
 
@@ -161,7 +167,7 @@ def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
         row["name"]: row["score"]
         for row in records
         if row["label"] is None
-        and METRICS[row["name"]].floor == floor
+        and row["floor"] == floor
         and np.isfinite(row["score"])
         and abs(row["score"]) > FLOOR.get(row["name"], 0.1)
         and not is_within(0, row)
@@ -169,19 +175,32 @@ def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
     assert missed == {}
 
 
-def copies_of(sides):
+@pytest.mark.slow
+def test_independent_genes_earn_no_trust(sides):
+    """A Poisson distribution for every gene and label is no model of cells."""
+    training, *_ = sides
+    _, entry = judged(sides, lambda cells: poisson_by_label(training, cells))
+    assert entry["verdict"]["grade"] == "far"
+    assert entry["overall"] < 0.2
+
+
+def copies_of(sides, n_training: int):
     """Put training cells in the place of generated ones."""
     training, held_out, _ = sides
-    rows = np.random.default_rng(1).permutation(len(training.labels))[:1200]
-    return [training, held_out, part(training, rows)]
+    some = part(training, np.arange(n_training))
+    rows = np.random.default_rng(1).permutation(n_training)[:1200]
+    return [some, held_out, part(some, rows)]
 
 
 @pytest.mark.slow
-def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(sides):
-    records, entry = judged(copies_of(sides), as_it_is)
+@pytest.mark.parametrize("n_training", [250, 3600])
+def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(
+    sides, n_training
+):
+    records, entry = judged(copies_of(sides, n_training), as_it_is)
     assert entry["memorisation"]["leaks"]
     assert entry["verdict"]["grade"] == "leak"
-    assert all("memorised" in finding for finding in entry["verdict"]["findings"])
+    assert all("Memorised" in finding for finding in entry["verdict"]["findings"])
     low = {
         name: row["score"]
         for name, row in records.items()

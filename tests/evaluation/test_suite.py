@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cellgan.evaluation.catalogue import Metric
 from cellgan.evaluation.suite import (
     FAMILIES,
+    Chosen,
+    choose_floor,
     interval,
     median_bandwidths,
     metric_record,
@@ -81,13 +85,77 @@ def test_record_holds_value_ceiling_floors_and_score():
 
 def test_overall_score_weighs_families_not_metrics_and_clips():
     records = [
-        {"family": "a", "label": None, "score": 1.4},
-        {"family": "a", "label": None, "score": 0.0},
-        {"family": "b", "label": None, "score": 1.0},
-        {"family": "b", "label": None, "score": None},
-        {"family": "c", "label": "B", "score": 0.0},
+        {"family": "a", "label": None, "score": 1.4, "earns": True},
+        {"family": "a", "label": None, "score": 0.0, "earns": True},
+        {"family": "b", "label": None, "score": 1.0, "earns": True},
+        {"family": "b", "label": None, "score": None, "earns": True},
+        {"family": "c", "label": "B", "score": 0.0, "earns": True},
     ]
     assert overall_score(records) == pytest.approx((0.5 + 1.0) / 2)
+
+
+def scores(*rows: tuple[str, float, bool]):
+    return [
+        {"family": family, "label": None, "score": score, "earns": earns}
+        for family, score, earns in rows
+    ]
+
+
+def test_checks_lower_a_family_and_never_raise_it():
+    earned = ("a", 0.5, True)
+    assert overall_score(scores(earned, ("a", 1.0, False))) == pytest.approx(0.5)
+    assert overall_score(scores(earned, ("a", 0.2, False))) == pytest.approx(0.2)
+
+
+def test_family_of_checks_alone_is_at_most_what_others_earn():
+    earned = (("a", 0.2, True), ("b", 0.4, True))
+    assert overall_score(scores(*earned, ("c", 1.0, False))) == pytest.approx(0.3)
+    assert overall_score(scores(*earned, ("c", 0.0, False))) == pytest.approx(0.2)
+
+
+def test_checks_alone_earn_no_score():
+    assert np.isnan(overall_score(scores(("a", 1.0, False))))
+
+
+JOINT = dataclasses.replace(METRIC, sees=frozenset({"dependence"}))
+FLOORS = {"independent": 0.3, "permuted": 0.1, "label_means": 0.9}
+
+
+def test_metric_that_sees_dependence_is_scored_from_independent_genes():
+    chosen = choose_floor(JOINT, draws(0.8), FLOORS)
+    assert (chosen.floor, chosen.earns) == ("independent", True)
+
+
+def test_metric_that_does_not_see_dependence_is_a_check():
+    chosen = choose_floor(METRIC, draws(0.8), FLOORS)
+    assert (chosen.floor, chosen.earns) == ("permuted", False)
+
+
+def test_metric_that_independent_genes_pass_is_a_check():
+    near = choose_floor(JOINT, draws(0.37), FLOORS)  # 7 standard errors
+    better = choose_floor(JOINT, draws(0.2), FLOORS)  # on the other side
+    assert {near, better} == {Chosen("permuted", earns=False)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "ceiling", "reason"),
+    [
+        (METRIC, 0.5, 0.9, None),
+        (METRIC, 0.5, 0.1, "real cells cannot be told from the floor"),
+        (dataclasses.replace(METRIC, floor=None), 0.5, 0.9, "no floor lacks"),
+        (METRIC, np.nan, 0.9, "undefined for these cells"),
+        (dataclasses.replace(METRIC, needs_labels=True), np.nan, 1, "no feature that"),
+        (dataclasses.replace(METRIC, needs_counts=True), np.nan, 1, "are not counts"),
+    ],
+)
+def test_missing_score_has_a_reason(metric, value, ceiling, reason):
+    estimates = {
+        "value": draws(value),
+        "ceiling": draws(ceiling),
+        **{name: np.array([0.1]) for name in FLOORS},
+    }
+    said = metric_record(metric, "family", "rna", None, estimates)["no_score"]
+    assert said == reason or reason in said
 
 
 def test_overall_score_is_undefined_without_scores():

@@ -140,17 +140,57 @@ def test_leaderboard_shows_a_dash_when_nothing_has_a_score(document):
 
 
 def test_summary_shows_value_interval_ceiling_floor_and_score(experiment):
-    first, header, row, *_, last = tables.summary("pbmc", experiment).splitlines()
-    assert first == "pbmc: 300 generated against 300 held-out (test) cells"
-    assert header.split("  ")[-1] == "score"
+    first, header, row, *rest = tables.summary("pbmc", experiment).splitlines()
+    last = rest[len(METRICS) - 1]
+    assert first == (
+        "pbmc: 300 generated against 300 held-out cells (the test split, held out by "
+        "donor)"
+    )
+    assert header.split()[-1] == "score"
     assert " ".join(row.split()) == (
-        "mmd_squared 0.0120 0.0108 to 0.0132 0.000400 0.120 0.903"
+        "mmd_squared 0.0120 0.0108 to 0.0132 0.000400 0.120 p 0.903"
     )
     assert last.split() == ["rare_label_f1", *"-----"]
 
 
+def test_summary_says_why_scores_are_missing_and_how_many_cells_were_used(experiment):
+    text = " ".join(tables.summary("pbmc", experiment).split())
+    why = "No score, real cells cannot be told from the floor: rare_label_f1."
+    assert why in text
+    assert "300 of 5,000 generated cells (4,700 not)" in text
+    assert "1,500 of 1,500 training cells:" in text
+
+
+@pytest.mark.parametrize(
+    ("score", "text", "words"),
+    [
+        (1.3, "1", "as good as real"),
+        (1.0, "1", "as good as real"),
+        (0.996, "0.996", ""),
+        (0.0, "0.00", ""),
+        (-0.02, "0.00", ""),
+        (-3.2, "< 0", "worse than the floor"),
+        (None, tables.UNDEFINED, ""),
+    ],
+)
+def test_scores_beyond_both_ends_are_not_shown_as_numbers(score, text, words):
+    assert (tables.score_text(score), tables.score_words(score)) == (text, words)
+
+
+def test_names_that_differ_at_their_ends_are_not_shortened_to_one(experiment):
+    for modality, result in zip(("rna", "atac"), experiment["metrics"], strict=False):
+        result.update(name="nearest_neighbour_accuracy_generated", modality=modality)
+    lines = tables.summary("pbmc", experiment).splitlines()[2:4]
+    assert len({line.split("  ")[2] for line in lines}) == 2
+
+
+def test_held_out_cells_of_a_file_are_named_without_a_split(experiment):
+    cells = {**experiment["cells"], "split": "a third of the file", "held_out_by": None}
+    assert tables.held_out_cells(cells) == "a third of the file"
+
+
 def test_columns_of_numbers_end_together(experiment):
-    lines = tables.summary("pbmc", experiment).splitlines()[1:]
+    lines = tables.summary("pbmc", experiment).splitlines()[1 : len(METRICS) + 3]
     assert len({len(line) for line in lines}) == 1
 
 

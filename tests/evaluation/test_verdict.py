@@ -29,6 +29,8 @@ def record(
     return {
         "name": name,
         "label": None,
+        "family": "distribution",
+        "modality": "rna",
         "value": value,
         "low": value - 0.01,
         "high": value + 0.01,
@@ -40,7 +42,16 @@ def record(
     }
 
 
-def judge(real, records=(), *, overall=0.95, made=None, memory=NOTHING, labels=None):
+def judge(
+    real,
+    records=(),
+    *,
+    overall=0.95,
+    made=None,
+    memory=NOTHING,
+    labels=None,
+    warnings=(),
+):
     return verdict(
         list(records),
         overall,
@@ -49,6 +60,7 @@ def judge(real, records=(), *, overall=0.95, made=None, memory=NOTHING, labels=N
         are_counts=True,
         label_states=labels or {},
         memorisation=memory,
+        warnings=warnings,
     )
 
 
@@ -56,7 +68,7 @@ def test_cells_without_fault_are_close(real):
     said = judge(real, [record("library_size_ks", 1.0)])
     assert said["grade"] == "close"
     assert said["findings"] == [
-        "no metric tells generated from real cells beyond chance"
+        "No metric tells generated from real cells beyond chance"
     ]
 
 
@@ -77,7 +89,7 @@ def test_leak_outranks_every_score(real):
     memory = {**NOTHING, "leaks": True, "reasons": ["12 % are exact copies"]}
     said = judge(real, memory=memory, overall=0.99)
     assert said["grade"] == "leak"
-    assert said["findings"][0] == "memorised: 12 % are exact copies"
+    assert said["findings"][0] == "Memorised: 12 % are exact copies"
 
 
 def test_missing_labels_are_named(real):
@@ -86,7 +98,7 @@ def test_missing_labels_are_named(real):
         "NK": {"n": 50, "state": "compared"},
     }
     said = judge(real, labels=labels)
-    assert said["findings"] == ["no cells of B cell were generated"]
+    assert said["findings"] == ["No cells of B cell were generated"]
     assert said["grade"] == "usable"
 
 
@@ -95,13 +107,13 @@ def test_wrong_library_sizes_are_told_with_both_medians(real):
     said = judge(real, [record("library_size_ks", 0.1)], made=halved)
     median = sorted(real.values.sum(axis=1))[len(real) // 2]
     assert len(said["findings"]) == 1
-    assert "library sizes are wrong" in said["findings"][0]
+    assert "Library sizes are wrong" in said["findings"][0]
     assert f"real cells {median:,.0f}" in said["findings"][0]
 
 
 def test_low_score_whose_interval_reaches_real_cells_is_no_finding(real):
     unsure = record("library_size_ks", 0.5) | {"score_high": 1.1}
-    assert "no metric" in judge(real, [unsure])["findings"][0]
+    assert "No metric" in judge(real, [unsure])["findings"][0]
 
 
 def test_weak_effects_are_told_by_the_slope(real):
@@ -126,3 +138,49 @@ def test_weakest_label_is_named(real):
     ]
     (finding,) = judge(real, records)["findings"]
     assert finding.startswith("c is the weakest label: mean score 0.20")
+
+
+def test_labels_with_too_few_cells_are_counted(real):
+    labels = {
+        **{f"t{i}": {"n": i, "state": "too few"} for i in range(6)},
+        "NK": {"n": 50, "state": "compared"},
+    }
+    (finding,) = judge(real, labels=labels)["findings"][1:]
+    assert finding.startswith("6 of 7 labels were not judged one by one: 20 cells")
+    assert "(t0: 0, t1: 1, t2: 2, t3: 3, t4: 4, ...)" in finding
+
+
+def test_pairing_without_a_score_was_not_judged(real):
+    pairing = record("cross_modal_matching", math.nan, family="modalities")
+    told = "The pairing of the modalities could not be judged on these data"
+    assert told in judge(real, [pairing])["findings"]
+    scored = record("cross_modal_correlation", 0.9, family="modalities")
+    assert told not in judge(real, [pairing, scored])["findings"]
+
+
+def test_leaks_that_could_not_be_looked_for_are_no_clean_bill(real):
+    memory = {**NOTHING, "known": False, "leaks": None}
+    said = judge(real, memory=memory)
+    assert said["grade"] == "close"
+    assert said["findings"][-1].startswith("Leaks were not looked for")
+
+
+def test_warnings_are_findings(real):
+    assert judge(real, warnings=("Labels differ",))["findings"] == ["Labels differ"]
+
+
+def test_findings_of_a_second_modality_name_it(real):
+    good = record("precision", 1.0, value=0.95, ceiling=0.95)
+    bad = record("precision", 0.5, value=0.5, ceiling=0.95, modality="atac")
+    (finding,) = judge(real, [good, bad])["findings"]
+    assert finding.startswith("atac: 50% of the generated cells lie nowhere near")
+
+
+def test_every_finding_begins_with_a_capital_or_a_number(real):
+    labels = {"B": {"n": 2, "state": "missing"}, "T": {"n": 2, "state": "too few"}}
+    names = ("library_size_ks", "gene_correlation_within_labels", "forest_auc_genes")
+    names += ("recall", "label_agreement", "zero_fraction_difference", "mean_log_ratio")
+    names += ("variance_log_ratio", "marker_overlap_50", "log_fold_change_slope")
+    found = judge(real, [record(name, 0.1) for name in names], labels=labels)
+    assert len(found["findings"]) == len(names) + 2
+    assert all(of[0].isupper() or of[0].isdigit() for of in found["findings"])
