@@ -127,16 +127,23 @@ class BatchNormalization(_Normalization):
         )
         return self._normalize(inputs, *statistics, categories), statistics
 
-    def update(self, statistics: BatchStatistics) -> None:
+    def update(self, statistics: BatchStatistics, decay: float = RUNNING_DECAY) -> None:
         """Let the running statistics take one step towards those of a batch.
 
         Replicas of a distributed run hold the mean of what each would hold.
+
+        Parameters
+        ----------
+        statistics
+            Of the batch.
+        decay
+            Share of the old statistics that is kept.
         """
         for moving, value in (
             (self.moving_mean, statistics.mean),
             (self.moving_variance, statistics.variance),
         ):
-            moving.assign(RUNNING_DECAY * moving + (1 - RUNNING_DECAY) * value)
+            moving.assign(decay * moving + (1 - decay) * value)
 
 
 class LayerNormalization(_Normalization):

@@ -362,11 +362,7 @@ class CountAutoencoder(SizedLayer):
         """Let the running statistics take one step towards those of a batch."""
         norms = [norm for network in self._networks for norm in network.norms]
         for norm, used in zip(norms, statistics, strict=True):
-            for moving, value in (
-                (norm.moving_mean, used.mean),
-                (norm.moving_variance, used.variance),
-            ):
-                moving.assign(RUNNING_DECAY * moving + (1 - RUNNING_DECAY) * value)
+            norm.update(used, RUNNING_DECAY)
 
     def _encode(
         self,

@@ -20,6 +20,9 @@ from cellgan.layers.time_embedding import LARGEST_ANGLE, sinusoidal_features
 from cellgan.sampling.guidance import weighted_sum
 from cellgan.seeds import derive_seed
 
+RUNNING_DECAY = 0.9
+"""Share of the old running statistics that an update of batch normalisation keeps."""
+
 
 class VelocityNet(SizedLayer):
     """Residual blocks, each shifted by a projection of time and condition.
@@ -278,7 +281,7 @@ class VelocityNet(SizedLayer):
     def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
         """Let the running statistics take one step towards those of a batch."""
         for norm, used in zip(self.norms, statistics, strict=False):
-            norm.update(used)
+            norm.update(used, RUNNING_DECAY)
 
     def _hidden(
         self,
