@@ -23,7 +23,7 @@ from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
 ACTIONS = ("process", "train", "generate", "evaluate")
-STUDIES = ("augment", "correct", "guidance_sweep")
+STUDIES = ("augment", "correct", "guidance_sweep", "translate")
 EPILOG = """\
 examples:
   cellgan --param parameters.json --process --train --generate --evaluate
@@ -95,6 +95,9 @@ def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
         return 0
     if options.process:
         commands.process(experiment, overwrite=options.overwrite)
+    if options.import_weights:
+        family, *files = options.import_weights
+        commands.import_weights(experiment, family, [Path(file) for file in files])
     if options.train:
         commands.train(experiment)
     if options.generate:
@@ -228,11 +231,13 @@ def _selected(parameters: Parameters, names: Sequence[str] | None) -> list[Exper
 
 def _check_options(options: argparse.Namespace) -> None:
     wanted = [action for action in (*ACTIONS, *STUDIES) if getattr(options, action)]
-    if not (wanted or options.estimate or options.print_config):
+    _check_import(options, wanted)
+    others = ("estimate", "print_config", "import_weights")
+    if not wanted and not any(getattr(options, name) for name in others):
         msg = (
             "nothing to do: give one or more of --process --train --generate "
             "--evaluate, or --augment, --correct, --guidance-sweep, --estimate, "
-            "--print-config."
+            "--import-weights, --print-config."
         )
         raise ConfigError(msg)
     _check_evaluation_options(options, wanted)
@@ -242,12 +247,34 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.estimate and wanted:
         msg = "--estimate only tells what would be needed: give it without an action."
         raise ConfigError(msg)
+    if options.translate:
+        msg = (
+            "--translate: no model type can predict one modality from the other: "
+            "CFGen's encoder needs RNA and ATAC of a cell, and its flow makes both "
+            "anew. --generate makes pairs, --correct keeps a cell and changes a "
+            "covariate."
+        )
+        raise ConfigError(msg)
     _check_generation_options(options, wanted)
     if bool(options.augment) != bool(options.fractions):
         msg = "--augment LABEL and --fractions F [F ...] go together."
         raise ConfigError(msg)
     if options.overwrite and not options.process:
         msg = "--overwrite goes with --process, which is not given."
+        raise ConfigError(msg)
+
+
+def _check_import(options: argparse.Namespace, wanted: Sequence[str]) -> None:
+    if options.import_weights is None:
+        return
+    if len(options.import_weights) < 2:
+        msg = "--import-weights takes a family and files: --import-weights cfgen A.ckpt"
+        raise ConfigError(msg)
+    if wanted or options.estimate or options.model_path is not None:
+        msg = (
+            "--import-weights goes with --param alone: process before, and do the rest "
+            "after it."
+        )
         raise ConfigError(msg)
 
 
@@ -316,6 +343,12 @@ def _check_generation_options(
 
 def _arguments_of_each(options: argparse.Namespace) -> list[str]:
     """Return the command line of one experiment of a queue, but for its name."""
+    if options.import_weights is not None:
+        msg = (
+            "--import-weights fills one experiment, but there are several: choose one "
+            "with --experiment NAME."
+        )
+        raise ConfigError(msg)
     if options.save_path is not None:
         msg = (
             "--save_path names one file, but there are several experiments: choose "
@@ -387,6 +420,13 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --process: replace an experiment that exists, its training too",
     )
     add(
+        "--import-weights",
+        nargs="+",
+        metavar=("FAMILY", "CKPT"),
+        help="in place of --train: take weights that the original program has trained "
+        "(cfgen)",
+    )
+    add(
         "--augment",
         metavar="LABEL",
         help="down-sample LABEL in training, augment it with generated cells, and "
@@ -404,6 +444,12 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="COVARIATE=VALUE",
         help="batch correction: move the processed cells to this category",
+    )
+    add(
+        "--translate",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="predict one modality from the other: refused, no model type can",
     )
     add(
         "--guidance-sweep",

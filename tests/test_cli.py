@@ -252,6 +252,10 @@ WRONG = {
         ["--param", "{file}", "--generate", "--correct", "a=1", "--save_path", "x"],
         r"--save_path names one file, but --generate and --correct",
     ),
+    "translation": (
+        ["--param", "{file}", "--translate", "rna", "atac"],
+        r"--translate: no model type can predict one modality from the other",
+    ),
     "estimate with an action": (
         ["--param", "{file}", "--estimate", "--train"],
         r"--estimate only tells",
