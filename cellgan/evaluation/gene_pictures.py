@@ -81,6 +81,39 @@ def gene_curves(pair: Pair) -> Picture:
     )
 
 
+def open_share_picture(pair: Pair) -> Picture:
+    """Draw the share of cells in which each peak is open, generated against real."""
+    sides = (pair.real, pair.other)
+    real, made = (1 - gene_moments(side).zeros for side in sides)
+    mean = gene_moments(pair.real).means
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    curve, shares = figure.subplots(1, 2)
+    for width, of_side, colour in zip((5, 2), sides, SIDE_COLOURS, strict=True):
+        found = gene_moments(of_side)
+        _draw_curve(curve, found.means, 1 - found.zeros, colour, width)
+    curve.set(xscale="log", yscale="log", xlabel="mean count of the peak")
+    curve.set_ylabel("share of cells in which it is open")
+    seen = (real > 0) & (made > 0)
+    shares.plot(real[seen], made[seen], ".", color="0.3", markersize=2, alpha=0.4)
+    shares.axline((0.01, 0.01), (0.1, 0.1), color=GRID_COLOUR, linewidth=1)
+    shares.set(xscale="log", yscale="log", xlabel="share of real cells")
+    shares.set_ylabel("share of generated cells")
+    for axes in (curve, shares):
+        axes.grid(color=GRID_COLOUR)
+    plain_numbers(curve, shares)
+    legend_above(figure, side_handles())
+    difference = float(np.abs(made - real).mean())
+    return Picture(
+        "open_shares",
+        "How many cells have each peak open, by its mean",
+        f"Share of cells in which a peak is open: mean {real.mean():.4f} in real and "
+        f"{made.mean():.4f} in generated cells, over {len(mean)} peaks; they differ by "
+        f"{difference:.4f} on average. {percent(float(np.mean(~seen)))} of the peaks "
+        f"are open on one side at most.",
+        png(figure),
+    )
+
+
 def gene_moments(side: Side) -> GeneMoments:
     """Return mean, variance and share of zeros of every gene."""
     values = sp.csr_matrix(side.values, dtype=np.float64)

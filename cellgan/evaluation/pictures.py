@@ -26,6 +26,7 @@ from cellgan.evaluation.gene_pictures import (
     gene_curves,
     giveaway_picture,
     marker_picture,
+    open_share_picture,
 )
 from cellgan.evaluation.pairs import Pair
 
@@ -38,6 +39,8 @@ def draw_pictures(
     giveaway_genes: Sequence[Mapping[str, Any]] = (),
     distances: NearestDistances | None = None,
     method: Literal["tsne", "umap"] = "tsne",
+    peaks: Pair | None = None,
+    modality: str = "",
 ) -> tuple[Picture, ...]:
     """Draw all pictures that the data allow.
 
@@ -52,6 +55,11 @@ def draw_pictures(
         Distances to the nearest training cell, where training cells are known.
     method
         How cells are mapped into the plane. ``"umap"`` takes 10 s or more to load.
+    peaks
+        The same cells in a second modality: its map and its features' curves are drawn
+        too.
+    modality
+        Name of `pair`'s modality, for titles, where there are two.
 
     Returns
     -------
@@ -67,4 +75,18 @@ def draw_pictures(
         pictures.append(giveaway_picture(giveaway_genes))
     if distances is not None:
         pictures.append(distance_picture(distances))
-    return tuple(picture for picture in pictures if picture is not None)
+    drawn = [picture for picture in pictures if picture is not None]
+    if peaks is None:
+        return tuple(drawn)
+    drawn = [_titled(picture, modality, picture.name) for picture in drawn]
+    second = (map_picture(map_cells(peaks, method)), open_share_picture(peaks))
+    return (*drawn, *(_titled(of, "ATAC", f"atac_{of.name}") for of in second))
+
+
+def _titled(picture: Picture, modality: str, name: str) -> Picture:
+    """Return the picture with its modality in title and text."""
+    return picture._replace(
+        name=name,
+        title=f"{modality.upper()}: {picture.title}",
+        alt=f"{modality.upper()}: {picture.alt}",
+    )

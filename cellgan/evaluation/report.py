@@ -30,7 +30,7 @@ from cellgan.evaluation.document import (
     write_report,
 )
 from cellgan.evaluation.memorisation import MemorisationCheck, memorisation, unknown
-from cellgan.evaluation.pairs import concatenate, make_pair
+from cellgan.evaluation.pairs import Pair, concatenate, make_pair
 from cellgan.evaluation.pictures import NearestDistances, Picture
 from cellgan.evaluation.published import published
 from cellgan.evaluation.suite import Judged, Sides, judge_cells, overall_score
@@ -175,10 +175,12 @@ def _judge(
     judged.seconds["published"] = time.perf_counter() - clock
     clock = time.perf_counter()
     drawn = pictures.draw_pictures(
-        make_pair(sides.held_out, sides.generated, sides.frame, 0),
+        _pair(sides),
         giveaway_genes=giveaway_records(judged),
         distances=_distances(check),
         method=method,
+        peaks=_pair(judged.second) if judged.second is not None else None,
+        modality=judged.records[0]["modality"],
     )
     judged.seconds["pictures"] = time.perf_counter() - clock
     judged.seconds["all"] = time.perf_counter() - started
@@ -186,6 +188,11 @@ def _judge(
     said["published"] = numbers
     said["run"]["parameters"] = parameters
     return said, drawn
+
+
+def _pair(sides: Sides) -> Pair:
+    """Return held-out and generated cells."""
+    return make_pair(sides.held_out, sides.generated, sides.frame, 0)
 
 
 def entry(

@@ -342,3 +342,23 @@ def test_labels_and_genes_are_shown_as_they_are_when_they_have_dollar_signs(
     with_dollars = [text for text in texts if "$" in text.get_text()]
     assert len(with_dollars) > 100
     assert not any(text.get_parse_math() for text in with_dollars)
+
+
+def test_pictures_of_two_modalities_say_which_they_show(pair):
+    drawn = draw_pictures(pair, peaks=pair, modality="rna")
+    assert [of.name for of in drawn[-2:]] == ["atac_map", "atac_open_shares"]
+    assert all(of.title.startswith("RNA: ") for of in drawn[:-2])
+    assert all(of.title.startswith("ATAC: ") for of in drawn[-2:])
+    assert len({of.name for of in drawn}) == len(drawn)
+
+
+def test_pictures_of_one_modality_do_not_name_it(pair):
+    assert not any(":" in of.title for of in draw_pictures(pair))
+
+
+def test_open_shares_are_told_as_numbers(pair):
+    text = gene_pictures.open_share_picture(pair).alt
+    real, made = (
+        (side.values.toarray() > 0).mean() for side in (pair.real, pair.other)
+    )
+    assert f"mean {real:.4f} in real and {made:.4f} in generated cells" in text

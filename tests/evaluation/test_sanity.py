@@ -192,6 +192,11 @@ def copies_of(sides, n_training: int):
     return [some, held_out, part(some, rows)]
 
 
+COPIED = {True: 0.7, False: 0.9}
+"""Scores of copies that earn trust are over a range of 8 standard errors of the ceiling
+or more, and of as many of the value: they have a standard error of up to 0.18."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_training", [250, 3600])
 def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(
@@ -204,7 +209,9 @@ def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(
     low = {
         name: row["score"]
         for name, row in records.items()
-        if row["score"] is not None and row["score"] < 0.9 and row["score_high"] < 1
+        if row["score"] is not None
+        and row["score"] < COPIED[row["earns"]]
+        and row["score_high"] < 1
     }
     assert low == {}
 

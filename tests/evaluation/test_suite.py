@@ -9,6 +9,7 @@ import pytest
 
 from cellgan.evaluation.catalogue import Metric
 from cellgan.evaluation.suite import (
+    COSTS,
     FAMILIES,
     Chosen,
     choose_floor,
@@ -174,3 +175,7 @@ def test_every_metric_has_one_name_and_a_whole_record():
     assert all(
         metric.meaning and not metric.meaning.endswith(".") for metric in metrics
     )
+
+
+def test_progress_knows_the_cost_of_every_part():
+    assert set(COSTS) == {"fit", *(family.name for family in FAMILIES)}
