@@ -41,7 +41,9 @@ class Metric:
     """Where it is computed: ``"components"``, ``"variable genes"``, ``"counts"``,
     ``"library sizes"``, ..."""
     floor: Floor | None
-    """The floor that scores 0: the one that lacks what the metric looks for."""
+    """The floor that lacks what the metric looks for. It scores 0, but for metrics that
+    see dependence: these are scored from the independent floor where they tell it from
+    real cells."""
     sees: frozenset[Defect]
     """The defects that move it."""
     needs_labels: bool = False
