@@ -80,10 +80,10 @@ def sweep_guidance(
             trained.write(path, seed=seed, guidance=guidance, solver=solver)
             seconds = time.perf_counter() - started
             compared = compare_experiment(experiment, path, seed=seed)
-            measures = _measures(compared, "generated", seed)
-            rows.append({"scale": f"{scale:g}", **measures, "seconds": seconds})
+            found = measures(compared, "generated", seed)
+            rows.append({"scale": f"{scale:g}", **found, "seconds": seconds})
     if compared is not None:
-        rows.append({"scale": "real", **_measures(compared, "control", seed)})
+        rows.append({"scale": "real", **measures(compared, "control", seed)})
     table = experiment.guidance_file
     with (
         replacing(table) as temporary,
@@ -136,15 +136,15 @@ def describe(rows: Sequence[dict[str, float | str]]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def _measures(compared: Comparison, side: str, seed: int) -> dict[str, float]:
+def measures(compared: Comparison, side: str, seed: int) -> dict[str, float]:
     """Return the values of `MEASURES` of one side, as the report has them."""
     sides = make_sides(compared, compared.modalities[RNA], seed=seed)
     other = sides.generated if side == "generated" else sides.control
     pair = make_pair(sides.held_out, other, sides.frame, 0)
     judge = use.fit_judge(sides.frame)
-    found = {
+    numbers = {
         **distribution.distribution_metrics(pair),
         **support.support_metrics(pair),
         **use.use_metrics(pair, judge),
     }
-    return {name: float(np.asarray(found[name])[0]) for name in MEASURES}
+    return {name: float(np.asarray(numbers[name])[0]) for name in MEASURES}
