@@ -67,7 +67,7 @@ def verdict(  # noqa: PLR0913  (one argument for each thing that is looked at)
         for name, sentence in defects(
             of, held_out, generated, are_counts=False, label_states={}
         ):
-            found[f"{modality} {name}"] = f"{modality}: {sentence}"
+            found[f"{modality} {name}"] = f"{modality.upper()}: {sentence}"
     leaks = [f"Memorised: {reason}" for reason in memorisation["reasons"]]
     findings = [*leaks, *warnings, *found.values(), *_weakest_labels(records)]
     if not findings:

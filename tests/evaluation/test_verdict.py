@@ -173,7 +173,7 @@ def test_findings_of_a_second_modality_name_it(real):
     good = record("precision", 1.0, value=0.95, ceiling=0.95)
     bad = record("precision", 0.5, value=0.5, ceiling=0.95, modality="atac")
     (finding,) = judge(real, [good, bad])["findings"]
-    assert finding.startswith("atac: 50% of the generated cells lie nowhere near")
+    assert finding.startswith("ATAC: 50% of the generated cells lie nowhere near")
 
 
 def test_every_finding_begins_with_a_capital_or_a_number(real):
