@@ -82,9 +82,10 @@ def correct(
     CheckpointError
         If the experiment is not trained.
     """
-    trained = TrainedModel.load(experiment.folder)
     codes = check_target(experiment, target)
-    check_guidance(guidance, experiment.parameters.model.conditions(trained.manifest))
+    conditions = experiment.parameters.model.conditions(experiment.manifest())
+    check_guidance(guidance, conditions)
+    trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
     frames = read_processed(experiment)
     before, after, counts = _moved(trained, frames, codes, seed, guidance, solver)
