@@ -25,3 +25,11 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("CELLGAN_DATA_DIR is not set: no real count matrices here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_flow(tmp_path_factory):
+    """Experiment of a small CFGen of two batches; takes a while to train."""
+    from tests.trained_flow import train_flow  # TensorFlow, where it is needed
+
+    return train_flow(tmp_path_factory.mktemp("flow"))

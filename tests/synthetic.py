@@ -37,3 +37,26 @@ def make_cells(
     counts = rng.poisson(rates[codes] * depth).astype(np.float32)
     names = np.array([f"type {chr(ord('A') + code)}" for code in range(n_clusters)])
     return SyntheticCells(sp.csr_matrix(counts), names[codes])
+
+
+def make_batches(
+    n_cells: int = 240, n_genes: int = 40, seed: int = 0
+) -> tuple[SyntheticCells, npt.NDArray[np.str_]]:
+    """Draw cells of two clusters in two batches, one with more of a quarter of genes.
+
+    Batches do not depend on clusters, and share no gene with their markers.
+
+    Returns
+    -------
+    The cells, and ``"new"`` or ``"old"`` for each.
+    """
+    cells = make_cells(n_cells, n_genes, n_clusters=2, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    is_old = rng.random(n_cells) < 0.5
+    counts = cells.counts.toarray()
+    shifted = counts[:, -(n_genes // 4) :]
+    shifted += rng.poisson(6.0, shifted.shape) * is_old[:, None]
+    return (
+        cells._replace(counts=sp.csr_matrix(counts)),
+        np.where(is_old, "old", "new"),
+    )
