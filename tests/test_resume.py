@@ -19,7 +19,7 @@ from cellgan.cli import main
 from cellgan.evaluation import plots
 from cellgan.training import Schedule
 from tests.linear_stage import LinearStage
-from tests.training_run import STAGES, saved_variables, train
+from tests.training_run import STAGES, make_cfgen_stages, saved_variables, train
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = Schedule(
@@ -62,6 +62,34 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
     shutil.copytree(kept, tmp_path / "cut" / checkpoints / "model-4")
     train(tmp_path / "cut", resumed, schedule)
     assert_same_variables(resumed, whole)
+
+
+def test_resume_is_exact_for_the_autoencoder_of_cfgen(tmp_path):
+    whole, resumed = make_cfgen_stages()[0], make_cfgen_stages()[0]
+    schedule = Schedule(6, 0, 0, 0, 3)
+    train(tmp_path / "whole", whole, schedule)
+    keep_checkpoints(tmp_path, "autoencoder/checkpoints/model-3")
+    train(tmp_path / "cut", resumed, schedule)
+    assert_same_variables(resumed, whole)
+
+
+def test_resume_is_exact_for_the_flow_of_cfgen_in_a_new_model(tmp_path):
+    whole, resumed = make_cfgen_stages(), make_cfgen_stages()
+    schedule = Schedule(6, 0, 0, 0, 3)
+    for stage in whole:
+        train(tmp_path / "whole", stage, schedule)
+    kept = ("autoencoder/checkpoints/model-6", "flow/checkpoints/model-3")
+    keep_checkpoints(tmp_path, *kept)
+    for stage in resumed:
+        train(tmp_path / "cut", stage, schedule)
+    for mine, other in zip(resumed, whole, strict=True):
+        assert_same_variables(mine, other)
+
+
+def keep_checkpoints(folder, *kept):
+    """Let a run find some checkpoints of another, as if it had been stopped there."""
+    for path in kept:
+        shutil.copytree(folder / "whole/job" / path, folder / "cut/job" / path)
 
 
 def test_resume_is_exact_after_sigkill(tmp_path):

@@ -1,6 +1,7 @@
 """Training for tests: in this process, or as a program that is killed or distributed.
 
-Stages are a linear one and tiny GANs, on cells that are a function of their number.
+Stages are a linear one, tiny GANs and those of a tiny CFGen, on cells that are a
+function of their number.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from cellgan.batches import CellBatch
+from cellgan.batches import CellBatch, prepared_batches
 from cellgan.checkpoints import StageCheckpoint
 from cellgan.config import parse_experiment
-from cellgan.distribution import check_batch_size, is_chief, make_strategy
+from cellgan.distribution import (
+    BatchesFrom,
+    check_batch_size,
+    is_chief,
+    make_strategy,
+)
 from cellgan.models import build_model
 from cellgan.models.base import TrainingStage
 from cellgan.summaries import RunLog
@@ -50,15 +56,65 @@ def make_gan_stage(model_type: str) -> TrainingStage:
     return stage
 
 
-def gan_batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Dataset:
-    """Return counts and clusters of 8 cells at a time, in order."""
+def make_cfgen_stages() -> tuple[TrainingStage, ...]:
+    """Build both stages of a tiny CFGen with dropout everywhere."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {
+            "type": "CFGen",
+            "autoencoder": {"n_latent": 3, "rna_layers": [6], "dropout": 0.2},
+            "flow": {
+                "width": 6,
+                "embedding_width": 4,
+                "n_blocks": 1,
+                "normalization": "batchnorm",
+                "dropout": 0.2,
+                "use_library_size": True,
+            },
+        },
+        "training": {"learning_rate": {"decay": True, "alpha_0": 1e-2}},
+    }
+    sizes = [(10.0, 20.0), (30.0, 50.0), (70.0, 90.0)]
+    manifest = make_manifest(("A", "B", "C"), (10, 20, 34), N_GENES, sizes)
+    return build_model(parse_experiment(block, "test"), manifest).stages()
+
+
+def every_cell() -> CellBatch:
+    """Return counts and clusters of all cells."""
     cells = make_cells(N_CELLS, N_GENES)
     counts = cells.counts.toarray()
     codes = np.unique(cells.labels, return_inverse=True)[1].astype(np.int32)
+    return CellBatch({"rna": counts}, {"rna": counts.sum(1)}, {"cluster": codes})
+
+
+def gan_batches_from(position: int, shard_index: int, n_shards: int) -> tf.data.Dataset:
+    """Return counts and clusters of 8 cells at a time, in order."""
     size = linear_stage.BATCH_SIZE // n_shards
-    every = CellBatch({"rna": counts}, {"rna": counts.sum(1)}, {"cluster": codes})
-    batches = tf.data.Dataset.from_tensor_slices(every).batch(size, drop_remainder=True)
+    batches = tf.data.Dataset.from_tensor_slices(every_cell())
+    batches = batches.batch(size, drop_remainder=True)
     return batches.repeat().shard(n_shards, shard_index).skip(position)
+
+
+def batches_of(stage: TrainingStage) -> BatchesFrom:
+    """Return what a stage trains on: cells, or what it prepares of them."""
+    if stage.name == "linear":
+        return linear_stage.batches_from
+
+    def prepared_from(position: int, index: int, n_shards: int) -> tf.data.Dataset:
+        cells = tf.nest.map_structure(tf.constant, every_cell())
+        prepared = stage.prepare(lambda: [cells])
+        if prepared is None:
+            return gan_batches_from(position, index, n_shards)
+        return prepared_batches(
+            prepared,
+            batch_size=linear_stage.BATCH_SIZE // n_shards,
+            seed=0,
+            position=position * n_shards,
+            shard_index=index,
+            n_shards=n_shards,
+        )
+
+    return prepared_from
 
 
 class Validation:
@@ -89,7 +145,6 @@ def train(
     strategy = strategy or tf.distribute.get_strategy()
     chief = is_chief(strategy)
     job = folder / "job"
-    is_linear = stage.name == "linear"
     checkpoint = StageCheckpoint(
         stage.trackables(),
         job / stage.name / "checkpoints",
@@ -101,7 +156,7 @@ def train(
     with RunLog(folder.name, stage.name, logs, metrics_file, is_chief=chief) as log:
         return train_stage(
             stage,
-            linear_stage.batches_from if is_linear else gan_batches_from,
+            batches_of(stage),
             schedule,
             checkpoint,
             log,
