@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import config, queue
 from cellgan.cell_requests import check_save_path
-from cellgan.errors import ConfigError
+from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 from cellgan.wanted_cells import check_guidance, request_parts
@@ -35,6 +36,8 @@ LEAK = 3
 """Exit code of ``--fail-on-leak`` when training cells were copied."""
 PREPARED_CELLS = 1024
 """Cells that a stage prepares at a time."""
+IMPORTED: Mapping[str, str] = types.MappingProxyType({"cfgen": "CFGen"})
+"""Families whose original weights can be read -> ``model.type``."""
 LEADERBOARD = "leaderboard"
 """Folder, beside the experiments, of the report on all of them."""
 
@@ -198,6 +201,44 @@ def _training_batches(
         return batches.training_batches(folder, manifest, source=source, **place)
 
     return batches_from
+
+
+def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -> None:
+    """Take the weights that the original program of a family has trained.
+
+    Raises
+    ------
+    ConfigError
+        If the experiment is of another family, or is trained already.
+    CheckpointError
+        As `cellgan.weight_import.import_cfgen`.
+    """
+    if family not in IMPORTED:
+        msg = (
+            f'--import-weights: no family "{family}".{did_you_mean(family, IMPORTED)}'
+            f" Families: {', '.join(IMPORTED)}."
+        )
+        raise ConfigError(msg)
+    experiment.manifest()  # not processed: said before anything is read
+    experiment.check_frozen("input_ds")
+    kind = experiment.parameters.model.type
+    if kind != IMPORTED[family]:
+        msg = (
+            f"--import-weights {family}: model.type of {experiment.name} is "
+            f'"{kind}", expected "{IMPORTED[family]}".'
+        )
+        raise ConfigError(msg)
+    if experiment.has_checkpoint:
+        msg = (
+            f"--import-weights: {experiment.name} is trained already: there are "
+            f"checkpoints in {experiment.job_folder}. Give it another name."
+        )
+        raise ConfigError(msg)
+
+    load_tensorflow()
+    from cellgan import weight_import  # noqa: PLC0415
+
+    weight_import.import_cfgen(experiment, files)
 
 
 def generate(

@@ -16,6 +16,7 @@ killed run leaves nothing half-written under a final name.
       job/<stage>/checkpoints, job/<stage>/logs
       job/TSNE/            maps of real and generated cells
       job/metrics.jsonl    one line per summary
+      job/imported_weights.json  source of weights that were not trained here
       generated/           cells.h5ad
       evaluation/          report.html, report.json, metrics.csv, figures/
       MODEL_CARD.md        data, training, metrics, limits
@@ -103,6 +104,11 @@ class Experiment:
     def metrics_file(self) -> Path:
         """One JSON line per summary of training."""
         return self.job_folder / "metrics.jsonl"
+
+    @property
+    def imported_file(self) -> Path:
+        """Which files the weights were imported from, if they were."""
+        return self.job_folder / "imported_weights.json"
 
     @property
     def embedding_folder(self) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from cellgan.errors import ConfigError, did_you_mean
@@ -19,6 +19,16 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 Width = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        msg = "the first number must be the smaller one"
+        raise ValueError(msg)
+    return ends
+
+
+LogRange = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -137,6 +147,9 @@ class FlowConfig:
     """Whether each cell keeps another covariate, or a whole batch the same one."""
     use_library_size: bool = False
     """Whether the latent may depend on the library size."""
+    log_library_sizes: dict[Literal["rna", "atac"], LogRange] | None = None
+    """With `use_library_size`: by modality, the smallest and largest log library size,
+    between which it is scaled; null takes those of the training cells."""
     path: Literal["lipman", "transport"] = "lipman"
     """``"transport"`` pairs noise with the cells of a batch by optimal transport and
     goes straight from one to the other."""

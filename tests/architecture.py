@@ -60,6 +60,7 @@ GROUPS = {
         "cellgan.training",
         "cellgan.validation",
         "cellgan.wanted_cells",
+        "cellgan.weight_import",
     ),
     "preprocessing": ("preprocessing",),
     "commands": ("cellgan.commands",),
@@ -87,7 +88,7 @@ TENSORFLOW = frozenset({"keras", "tensorboard", "tensorflow"})
 WITHOUT_TENSORFLOW = TENSORFLOW - {"tensorboard"}
 HEAVY = TENSORFLOW | {
     *("anndata", "igraph", "matplotlib", "mudata", "pandas", "scanpy", "sklearn"),
-    *("umap", "zarr"),
+    *("torch", "umap", "zarr"),
 }
 
 Modules = Mapping[str, ast.Module]

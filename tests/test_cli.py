@@ -50,7 +50,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, An
         return record
 
     verbs = ("process", "train", "generate", "evaluate", "augment", "estimate")
-    for verb in (*verbs, "evaluate_files", "correct", "sweep_guidance"):
+    others = ("evaluate_files", "correct", "sweep_guidance", "import_weights")
+    for verb in (*verbs, *others):
         monkeypatch.setattr(commands, verb, recorder(verb), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     return calls
@@ -127,6 +128,18 @@ def test_correction_and_sweep_get_their_options(
             },
         ),
     ]
+
+
+def test_files_of_weights_reach_the_command(
+    parameter_file: Path, called: list[Any]
+) -> None:
+    run(
+        *("--param", parameter_file, "--experiment", "one"),
+        *("--import-weights", "cfgen", "a.ckpt", "b.ckpt"),
+    )
+
+    files = [Path("a.ckpt"), Path("b.ckpt")]
+    assert called == [("import_weights", "one", {"positional": ("cfgen", files)})]
 
 
 def test_evaluation_looks_at_what_was_just_saved(
@@ -255,6 +268,22 @@ WRONG = {
     "translation": (
         ["--param", "{file}", "--translate", "rna", "atac"],
         r"--translate: no model type can predict one modality from the other",
+    ),
+    "weights of no file": (
+        ["--param", "{file}", "--import-weights", "cfgen"],
+        r"--import-weights takes a family and files",
+    ),
+    "weights and training": (
+        ["--param", "{file}", "--train", "--import-weights", "cfgen", "a.ckpt"],
+        r"--import-weights goes with --param alone",
+    ),
+    "weights of two experiments": (
+        ["--param", "{file}", "--import-weights", "cfgen", "a.ckpt"],
+        r"--import-weights fills one experiment",
+    ),
+    "weights without a parameter file": (
+        ["--import-weights", "cfgen", "a.ckpt"],
+        r"--param is missing",
     ),
     "estimate with an action": (
         ["--param", "{file}", "--estimate", "--train"],

@@ -115,7 +115,9 @@ def test_every_imported_library_is_a_requirement() -> None:
         for module in modules
         for library in imports(module, modules)
     }
-    required = map(canonical, settings()["project"]["dependencies"])
+    project = settings()["project"]
+    optional = project["optional-dependencies"]["import"]
+    required = map(canonical, [*project["dependencies"], *optional])
     needed = {canonical(package_of.get(name, name)) for name in found - ours}
     assert "tensorflow" in needed
     assert not needed - set(required)

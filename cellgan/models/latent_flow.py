@@ -545,7 +545,9 @@ class LatentFlow(GenerativeModel):
                 name: len(manifest.covariates[name])
                 for name in model.conditions(manifest)
             },
-            _log_ranges(manifest) if flow.use_library_size else {},
+            log_ranges(manifest, flow.log_library_sizes)
+            if flow.use_library_size
+            else {},
             width=flow.width,
             n_embedding=flow.embedding_width,
             n_blocks=flow.n_blocks,
@@ -588,11 +590,17 @@ class LatentFlow(GenerativeModel):
         return cls(autoencoder, scale, network, make_stages, label=label, jit=jit)
 
 
-def _log_ranges(manifest: DatasetManifest) -> dict[str, tuple[float, float]]:
-    """Return the smallest and largest log library size of training cells."""
+def log_ranges(
+    manifest: DatasetManifest, given: Mapping[Any, tuple[float, float]] | None
+) -> dict[str, tuple[float, float]]:
+    """Return smallest and largest log library sizes: given, or of training cells."""
     ranges = {}
     for modality, by_label in manifest.library_sizes.items():
-        if modality not in manifest.binary:
+        if modality in manifest.binary:
+            continue
+        if given is not None and modality in given:
+            ranges[modality] = given[modality]
+        else:
             sizes = np.concatenate([np.asarray(of) for of in by_label])
             ranges[modality] = (float(np.log(sizes.min())), float(np.log(sizes.max())))
     return ranges

@@ -1,0 +1,643 @@
+"""Checkpoints of the original CFGen become ours, and nothing in them is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cellgan import commands
+from cellgan.checkpoints import saved_steps
+from cellgan.cli import main
+from cellgan.errors import CellganError, CheckpointError
+from cellgan.experiment import Experiment, write_json
+from cellgan.generation import TrainedModel
+from cellgan.manifest import CovariateVocabulary
+from cellgan.models.base import GenerationRequest
+from cellgan.weight_import import Placeholder, read_checkpoint
+from tests.manifests import make_combination, make_manifest
+
+torch = pytest.importorskip("torch", reason="PyTorch, the extra import, is missing")
+
+CATEGORIES = {"cell_type": ("t1", "t2", "t10", "u"), "batch": ("b1", "b2", "b10")}
+"""In our order; the original sorts t10 before t2."""
+STEPS = {"autoencoder": 30, "flow": 50}
+MODEL = {
+    "type": "CFGen",
+    "autoencoder": {"n_latent": 8, "rna_layers": [24, 16]},
+    "flow": {
+        "width": 16,
+        "embedding_width": 12,
+        "n_blocks": 3,
+        "use_library_size": True,
+        "log_library_sizes": {"rna": [3.0, 7.5]},
+        "standardize_latents": False,
+    },
+}
+
+
+class Featurizer(torch.nn.Module):
+    """Stands for the original's: a table that Lightning pickles among parameters."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__()
+        self.n_cat = len(table)
+        self.embeddings = torch.nn.Embedding.from_pretrained(torch.tensor(table))
+
+
+class Network(torch.nn.Module):
+    """Stands for the original's, whose attributes Lightning pickles."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        self.attributes = attributes
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+class Files:
+    """The two files of the original, of weights that are stored for parity."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], folder: Path) -> None:
+        self.arrays = arrays
+        self.encoder, self.flow = folder / "encoder.ckpt", folder / "flow.ckpt"
+        self.of_encoder = self.below("weights/ae_rna/")
+        self.of_encoder["encoder.rna.net.0.1.num_batches_tracked"] = np.array(7)
+        network = self.below("weights/dn_main/")
+        self.of_flow = {
+            **{f"encoder_model.{name}": of for name, of in self.of_encoder.items()},
+            **{f"denoising_model.{name}": of for name, of in network.items()},
+            **{f"node.vf.vf.model.{name}": of for name, of in network.items()},
+        }
+        self.network = {
+            "size_factor_min": {"rna": torch.tensor(3.0)},
+            "size_factor_max": {"rna": torch.tensor(7.5)},
+            "guided_conditioning": True,
+            "conditional": True,
+        }
+        self.tables = {
+            name: self.arrays[f"weights/embeddings/{name}"] for name in CATEGORIES
+        }
+        self.settings: dict[str, Any] = {
+            "plotting_folder": pathlib.Path("plots"),
+            "sigma": np.float64(1e-4),
+            "size_factor_statistics": np.arange(3.0),
+        }
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        return {
+            key.removeprefix(prefix): of
+            for key, of in self.arrays.items()
+            if key.startswith(prefix)
+        }
+
+    def write(self) -> list[Path]:
+        save(self.encoder, self.of_encoder, {"is_binarized": False})
+        save(
+            self.flow,
+            self.of_flow,
+            {
+                **self.settings,
+                "denoising_model": Network(**self.network),
+                "feature_embeddings": {
+                    name: Featurizer(table) for name, table in self.tables.items()
+                },
+            },
+        )
+        return [self.encoder, self.flow]
+
+
+def save(path: Path, weights: dict[str, np.ndarray], settings: Any) -> None:
+    tensors = OrderedDict((name, torch.tensor(of)) for name, of in weights.items())
+    content = {"epoch": 3, "state_dict": tensors, "hyper_parameters": settings}
+    torch.save(content, path)
+
+
+@pytest.fixture(scope="module")
+def arrays(reference_dir: Path) -> dict[str, np.ndarray]:
+    with np.load(reference_dir / "cfgen.npz") as stored:
+        return {key: stored[key] for key in stored.files if key != "config"}
+
+
+@pytest.fixture
+def files(arrays: dict[str, np.ndarray], tmp_path: Path) -> Files:
+    return Files(arrays, tmp_path)
+
+
+def make_experiment(
+    folder: Path, model: dict[str, Any] | None = None, n_genes: int = 60
+) -> Experiment:
+    """Write what --process leaves of an experiment, less its data."""
+    manifest = dataclasses.replace(
+        make_manifest(CATEGORIES["cell_type"], (5, 6, 7, 8), n_genes),
+        label="cell_type",
+        covariates={k: CovariateVocabulary(v) for k, v in CATEGORIES.items()},
+        cells_per_category={
+            split: {"cell_type": (n,) * 4, "batch": (n,) * 3}
+            for split, n in (("train", 6), ("valid", 0), ("test", 0))
+        },
+        combinations=tuple(
+            make_combination({"cell_type": code, "batch": 0}, 6, {"rna": (50.0, 90.0)})
+            for code in range(4)
+        ),
+    )
+    stages = {name: {"max_steps": steps} for name, steps in STEPS.items()}
+    block = {
+        "input_ds": {
+            "raw_input": "cells.h5ad",
+            "clustering": {"key": "cell_type"},
+            "covariates": ["batch"],
+        },
+        "model": model or MODEL,
+        "training": {"data_source": "disk", "stages": stages} if model is None else {},
+    }
+    write_json(folder / "parameters.json", block)
+    write_json(folder / "manifest.json", manifest.as_json())
+    return Experiment.open(folder)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return make_experiment(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def imported(
+    arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> Experiment:
+    folder = tmp_path_factory.mktemp("imported")
+    experiment = make_experiment(folder / "one")
+    commands.import_weights(experiment, "cfgen", Files(arrays, folder).write())
+    return experiment
+
+
+def parts(experiment: Experiment) -> dict[str, Any]:
+    weights = TrainedModel.load(experiment.folder).model.generation_weights()
+    return {**weights["flow"], "autoencoder": weights["autoencoder"]["network"]}
+
+
+def close(found: Any, expected: np.ndarray) -> None:
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-5 * size)
+
+
+def test_autoencoder_gives_the_outputs_of_the_original(
+    imported: Experiment, arrays: dict[str, np.ndarray]
+) -> None:
+    network = parts(imported)["autoencoder"]
+    counts = {"rna": tf.constant(arrays["in/ae_rna/X_rna"])}
+    latent = network.encode(counts)
+    sizes = {"rna": tf.reduce_sum(counts["rna"], axis=1)}
+    decoded = network.decode(latent, sizes)["rna"]
+
+    close(latent, arrays["out/ae_rna/z_rna"])
+    close(decoded.mean, arrays["out/ae_rna/mu_rna"])
+    close(decoded.log_prob(counts["rna"]), arrays["out/ae_rna/logprob_rna"])
+
+
+@pytest.mark.parametrize("covariate", CATEGORIES)
+def test_velocity_is_that_of_the_original_with_categories_by_sorted_name(
+    imported: Experiment, arrays: dict[str, np.ndarray], covariate: str
+) -> None:
+    network = parts(imported)["network"]
+    codes = {
+        name: tf.fill((12,), len(categories)) for name, categories in CATEGORIES.items()
+    }
+    ours = CATEGORIES[covariate]
+    of_theirs = [ours.index(category) for category in sorted(ours)]
+    theirs = arrays[f"in/common/cat_{covariate}"]
+    codes[covariate] = tf.constant([of_theirs[code] for code in theirs])
+    sizes = {"rna": tf.constant(arrays["in/dn_main/log_size_factor_rna"][:, 0])}
+    velocity = network(
+        tf.constant(arrays["in/dn_main/x"]),
+        tf.constant(arrays["in/common/t"]),
+        network.condition(codes, sizes),
+    )
+
+    close(velocity, arrays[f"out/dn_main/v_{covariate}"])
+
+
+def test_latents_are_not_standardized(imported: Experiment) -> None:
+    scale = parts(imported)["scale"]
+
+    np.testing.assert_array_equal(scale.mean, 0)
+    np.testing.assert_array_equal(scale.deviation, 1)
+
+
+def test_stages_are_finished_and_cells_are_made(
+    imported: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {name: saved_steps(imported.checkpoints_folder(name)) for name in STEPS}
+    assert found == {name: [steps] for name, steps in STEPS.items()}
+    request = GenerationRequest(
+        covariates={"cell_type": np.array([0, 3]), "batch": np.array([1, 2])},
+        n_cells=2,
+        seed=1,
+        library_sizes={"rna": np.array([80.0, 900.0], np.float32)},
+    )
+    cells = TrainedModel.load(imported.folder).model.generate(request)
+    assert cells.features["rna"].shape == (2, 60)
+    with caplog.at_level(logging.INFO):
+        commands.train(Experiment.open(imported.folder))
+    assert 'stage "autoencoder" is finished: 30 steps' in caplog.text
+    assert 'stage "flow" is finished: 50 steps' in caplog.text
+
+
+def test_note_names_the_files_and_the_order_of_categories(imported: Experiment) -> None:
+    note = json.loads(imported.imported_file.read_text())
+    paths = [Path(file["path"]) for file in note["files"]]
+
+    assert [path.name for path in paths] == ["encoder.ckpt", "flow.ckpt"]
+    assert [file["sha256"] for file in note["files"]] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    ]
+    assert note["categories"]["batch"] == ["b1", "b10", "b2"]
+    assert note["steps"] == STEPS
+
+
+def test_flow_alone_brings_its_encoder(
+    files: Files, experiment: Experiment, imported: Experiment
+) -> None:
+    files.write()
+    commands.import_weights(experiment, "cfgen", [files.flow])
+
+    assert_same_weights(experiment, imported)
+
+
+def test_running_statistics_are_those_of_the_flow(
+    files: Files, experiment: Experiment, imported: Experiment
+) -> None:
+    name = "encoder.rna.net.0.1.running_mean"
+    files.of_encoder[name] = files.of_encoder[name] + 1
+    commands.import_weights(experiment, "cfgen", files.write())
+
+    assert_same_weights(experiment, imported)
+
+
+def test_encoder_alone_leaves_the_flow_to_train(
+    files: Files, experiment: Experiment
+) -> None:
+    files.write()
+    commands.import_weights(experiment, "cfgen", [files.encoder])
+
+    found = {name: saved_steps(experiment.checkpoints_folder(name)) for name in STEPS}
+    assert found == {"autoencoder": [30], "flow": []}
+
+
+def test_names_of_categories_in_the_file_go_before_their_order(
+    files: Files, experiment: Experiment, arrays: dict[str, np.ndarray]
+) -> None:
+    files.settings["id2cov"] = {
+        name: {category: code for code, category in enumerate(reversed(categories))}
+        for name, categories in CATEGORIES.items()
+    }
+    commands.import_weights(experiment, "cfgen", files.write())
+
+    tables = [layer.table for layer in parts(experiment)["network"].embeddings]
+    for name, table in zip(CATEGORIES, tables, strict=True):
+        stored = arrays[f"weights/embeddings/{name}"]
+        np.testing.assert_array_equal(table, stored[::-1])
+
+
+def test_library_sizes_are_scaled_as_the_file_says(
+    files: Files, tmp_path: Path
+) -> None:
+    flow = {**MODEL["flow"], "log_library_sizes": None}
+    experiment = make_experiment(tmp_path / "one", {**MODEL, "flow": flow})
+
+    refused(
+        experiment, files, r'flow\.log_library_sizes: \{"rna": \[3\.0, 7\.5\]\} there'
+    )
+
+
+WRONG_MODELS = {
+    "genes": ({}, 59, r"genes \(input_ds\.raw_input.*min_cells\): 60 there, 59 here"),
+    "hidden widths": (
+        {"autoencoder": {"rna_layers": [24, 12]}},
+        60,
+        r"model\.autoencoder\.rna_layers: \[24, 16\] there, \[24, 12\] here",
+    ),
+    "latent": (
+        {"autoencoder": {"n_latent": 9}},
+        60,
+        r"model\.autoencoder\.n_latent: 8 there, 9 here",
+    ),
+    "dispersion": (
+        {"autoencoder": {"inverse_dispersion": "gene-label"}},
+        60,
+        r'model\.autoencoder\.inverse_dispersion: "gene" there, "gene-label" here',
+    ),
+    "width": ({"flow": {"width": 18}}, 60, r"model\.flow\.width: 16 there, 18 here"),
+    "embedding": (
+        {"flow": {"embedding_width": 14}},
+        60,
+        r"model\.flow\.embedding_width: 12 there, 14 here",
+    ),
+    "blocks": ({"flow": {"n_blocks": 2}}, 60, r"flow\.n_blocks: 3 there, 2 here"),
+    "norm": (
+        {"flow": {"normalization": "layernorm"}},
+        60,
+        r'model\.flow\.normalization: "none" there, "layernorm" here',
+    ),
+    "library size": (
+        {"flow": {"use_library_size": False}},
+        60,
+        r"model\.flow\.use_library_size: true there, false here",
+    ),
+    "time": (
+        {"flow": {"time_frequency": 10.0}},
+        60,
+        r"model\.flow\.time_frequency: 1000\.0 there, 10\.0 here",
+    ),
+    "scale": (
+        {"flow": {"standardize_latents": True}},
+        60,
+        r"model\.flow\.standardize_latents: false there, true here",
+    ),
+    "covariates": (
+        {"flow": {"condition_on": ["batch"]}},
+        60,
+        r'flow\.condition_on.*: \["batch", "cell_type"\] there, \["batch"\] here',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_genes", "message"), WRONG_MODELS.values(), ids=WRONG_MODELS.keys()
+)
+def test_other_size_is_refused_by_its_parameter(
+    files: Files, tmp_path: Path, changes: dict, n_genes: int, message: str
+) -> None:
+    blocks = {
+        name: {**MODEL[name], **changes.get(name, {})}
+        for name in ("autoencoder", "flow")
+    }
+    experiment = make_experiment(tmp_path / "one", {**MODEL, **blocks}, n_genes)
+
+    refused(experiment, files, message)
+
+
+def lacks_a_weight(files: Files) -> None:
+    del files.of_flow["denoising_model.blocks.1.cond_proj.1.bias"]
+
+
+def has_a_stranger(files: Files) -> None:
+    files.of_flow["denoising_model.skip.weight"] = np.ones((2, 2), np.float32)
+
+
+def has_another_part(files: Files) -> None:
+    files.of_flow["critic.weight"] = np.ones((2, 2), np.float32)
+
+
+def has_another_shape(files: Files) -> None:
+    files.of_flow["denoising_model.blocks.1.net1.1.weight"] = np.ones((16, 9), "f4")
+
+
+def is_not_finite(files: Files) -> None:
+    files.of_flow["denoising_model.net_in.bias"] = np.full(16, np.nan, np.float32)
+
+
+def has_fewer_categories(files: Files) -> None:
+    files.tables["batch"] = files.tables["batch"][:2]
+
+
+def has_other_names(files: Files) -> None:
+    files.settings["id2cov"] = {"batch": {"b1": 0, "b2": 1, "b3": 2}}
+
+
+def has_another_encoder(files: Files) -> None:
+    files.of_encoder["theta"] = files.of_encoder["theta"] + 1
+
+
+def is_unguided(files: Files) -> None:
+    files.network["guided_conditioning"] = False
+
+
+WRONG_FILES = {
+    lacks_a_weight: r"flow\.ckpt:.*it lacks blocks\.1\.cond_proj\.1\.bias",
+    has_a_stranger: r"flow\.ckpt:.*skip\.weight has no place here",
+    has_another_part: r"flow\.ckpt:.*critic\.weight has no place here",
+    has_another_shape: r"blocks\.1\.net1\.1\.weight: \(16, 9\) there, \(16, 16\) here",
+    is_not_finite: r"flow\.ckpt: net_in\.bias is not finite",
+    has_fewer_categories: r"categories of batch: 2 there, 3 here",
+    has_other_names: r"other categories of batch.*: b10, b3",
+    has_another_encoder: r"trained with another encoder than.*theta differs",
+    is_unguided: r"guided_conditioning false",
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_FILES.items())
+def test_other_weights_are_refused_by_name(
+    files: Files, experiment: Experiment, change: Any, message: str
+) -> None:
+    change(files)
+
+    refused(experiment, files, message)
+
+
+def refused(experiment: Experiment, files: Files, message: str) -> None:
+    with pytest.raises(CellganError, match=message):
+        commands.import_weights(experiment, "cfgen", files.write())
+    assert not experiment.job_folder.exists()
+
+
+def test_flow_without_its_encoder_is_refused(
+    files: Files, experiment: Experiment
+) -> None:
+    for name in [n for n in files.of_flow if n.startswith("encoder_model.")]:
+        del files.of_flow[name]
+    files.write()
+
+    with pytest.raises(CheckpointError, match=r"a flow without its encoder"):
+        commands.import_weights(experiment, "cfgen", [files.flow])
+
+
+def test_file_given_twice_is_refused(files: Files, experiment: Experiment) -> None:
+    files.write()
+
+    with pytest.raises(CheckpointError, match=r"a second flow, after"):
+        commands.import_weights(experiment, "cfgen", [files.flow, files.flow])
+
+
+def test_checkpoint_of_something_else_is_refused(
+    files: Files, experiment: Experiment
+) -> None:
+    save(files.flow, {"conv.weight": np.ones(3)}, {})
+
+    with pytest.raises(CheckpointError, match=r"neither an encoder.*conv\.weight"):
+        commands.import_weights(experiment, "cfgen", [files.flow])
+
+
+class Malicious:
+    """Its pickle asks for a call that leaves a file behind."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def test_nothing_in_a_pickle_is_run(files: Files, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    calls = {
+        "exec": Malicious(exec, f"open({str(trace)!r}, 'w')"),
+        "path": Malicious(Path.touch, trace),
+        "process": Malicious(subprocess.check_call, ["touch", str(trace)]),
+    }
+    save(files.flow, files.of_flow, {**calls, "sigma": 0.5})
+
+    found = read_checkpoint(files.flow)
+
+    assert not trace.exists()
+    assert found.settings["sigma",] == 0.5
+    assert {"exec", "getattr", "check_call"} <= {
+        name.rpartition(".")[2] for name in found.unread
+    }
+
+
+def test_placeholders_keep_state_and_items(tmp_path: Path) -> None:
+    save(tmp_path / "a.ckpt", {}, {"list": Names(["a", "b"]), "of": Network(x=4)})
+
+    found = read_checkpoint(tmp_path / "a.ckpt").settings
+
+    assert found["list", "0"] == "a"
+    assert found["list", "1"] == "b"
+    assert found["of", "x"] == 4
+
+
+class Names(list):
+    """A list of another class."""
+
+
+def test_arrays_and_numbers_of_numpy_are_read(tmp_path: Path) -> None:
+    values = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(0.25)}
+    save(tmp_path / "a.ckpt", {}, values)
+
+    found = read_checkpoint(tmp_path / "a.ckpt").settings
+
+    np.testing.assert_array_equal(found["a",], values["a"])
+    assert found["b",] == 0.25
+
+
+def not_there(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def text(path: Path) -> None:
+    path.write_text("weights")
+
+
+def truncated(path: Path) -> None:
+    torch.save({"state_dict": {}}, path)
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def other_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a")
+
+
+def script(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/constants.pkl", b"")
+        archive.writestr("archive/data.pkl", b"")
+
+
+def weights_alone(path: Path) -> None:
+    torch.save({"theta": torch.ones(3)}, path)
+
+
+NO_CHECKPOINTS = {
+    not_there: r"x\.ckpt: no such file",
+    text: r"x\.ckpt: not a checkpoint of PyTorch.*no zip archive",
+    truncated: r"x\.ckpt: not a checkpoint of PyTorch",
+    other_archive: r"x\.ckpt: not a checkpoint of PyTorch",
+    script: r"x\.ckpt: not a checkpoint of PyTorch.*TorchScript",
+    weights_alone: r'x\.ckpt: no checkpoint of PyTorch Lightning.*"state_dict"',
+}
+
+
+@pytest.mark.parametrize(("write", "message"), NO_CHECKPOINTS.items())
+def test_file_that_is_no_checkpoint_is_one_clear_line(
+    tmp_path: Path, write: Any, message: str
+) -> None:
+    write(tmp_path / "x.ckpt")
+
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_checkpoint(tmp_path / "x.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_pytorch_is_told_with_what_to_install(
+    files: Files, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write()
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(CellganError, match=r"pip install 'torch>=2\.5'"):
+        commands.import_weights(experiment, "cfgen", [files.flow])
+
+
+def test_trained_experiment_is_not_overwritten(
+    files: Files, imported: Experiment
+) -> None:
+    before = imported.imported_file.read_text()
+
+    with pytest.raises(CellganError, match=r"one is trained already"):
+        commands.import_weights(imported, "cfgen", files.write())
+    assert imported.imported_file.read_text() == before
+
+
+def test_other_model_type_is_refused(files: Files, tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path / "one", {"type": "cscGAN"})
+
+    refused(experiment, files, r'model\.type of one is "cscGAN", expected "CFGen"')
+
+
+def test_unknown_family_is_refused(experiment: Experiment) -> None:
+    with pytest.raises(CellganError, match=r'no family "cfgn"\. Did you mean "cfgen"'):
+        commands.import_weights(experiment, "cfgn", [])
+
+
+def test_unprocessed_experiment_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {
+        "exp_param": {"experiments_dir": str(tmp_path), "GPU": []},
+        "experiments": {"new": {"input_ds": {"raw_input": "a.h5ad"}, "model": MODEL}},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    command = ["--param", str(tmp_path / "p.json"), "--import-weights", "cfgen", "x"]
+
+    assert main(command) == 2
+    assert "Run --process first" in capsys.readouterr().err
+
+
+def test_placeholder_takes_any_call() -> None:
+    made = Placeholder(1, key=2)
+    made.append(3)
+    made["a"] = 4
+
+    assert (made.arguments, made.items) == ((1, {"key": 2}), [3, {"a": 4}])
+
+
+def assert_same_weights(these: Experiment, those: Experiment) -> None:
+    ours, theirs = parts(these), parts(those)
+    for name, network in ours.items():
+        for found, expected in zip(
+            network.variables, theirs[name].variables, strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
