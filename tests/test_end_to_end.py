@@ -18,6 +18,15 @@ from cellgan.experiment import Experiment
 from tests.synthetic import make_cells
 
 STEPS = 12
+TINY_GAN = {"latent_dim": 4, "critic_layers": [16, 8], "gen_layers": [8, 16]}
+TINY_FLOW = {
+    "autoencoder": {"n_latent": 4, "rna_layers": [16]},
+    "flow": {"width": 8, "embedding_width": 8, "n_blocks": 1},
+}
+
+
+def is_flow(blocks: dict[str, Any]) -> bool:
+    return blocks.get("model", {}).get("type") == "CFGen"
 
 
 def write_inputs(folder: Path, **experiments: dict[str, Any]) -> Path:
@@ -41,17 +50,15 @@ def write_inputs(folder: Path, **experiments: dict[str, Any]) -> Path:
                 "training": {
                     "max_steps": STEPS,
                     "batch_size": 16,
-                    "critic_iters": 2,
                     "progress_freq": 4,
                     "validation_freq": 6,
                     "summary_freq": 4,
                     "save_freq": 6,
+                    **({} if is_flow(blocks) else {"critic_iters": 2}),
                     **blocks.get("training", {}),
                 },
                 "model": {
-                    "latent_dim": 4,
-                    "critic_layers": [16, 8],
-                    "gen_layers": [8, 16],
+                    **(TINY_FLOW if is_flow(blocks) else TINY_GAN),
                     **blocks.get("model", {}),
                 },
             }
@@ -83,6 +90,64 @@ def experiment(
     actions = ["--process", "--train", "--generate", "--evaluate"]
     assert main(["--param", str(path), *actions]) == 0
     return Experiment.open(folder / "experiments" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """An experiment of CFGen that is processed, trained and has generated."""
+    folder = tmp_path_factory.mktemp("CFGen")
+    training = {"max_steps": 20, "save_freq": 20, "validation_freq": 20}
+    path = write_inputs(folder, tiny={"model": {"type": "CFGen"}, "training": training})
+    actions = ["--process", "--train", "--generate", "--library-size", "250"]
+    assert main(["--param", str(path), *actions]) == 0
+    return Experiment.open(folder / "experiments" / "tiny")
+
+
+def test_both_stages_of_cfgen_leave_a_checkpoint_and_losses(flow: Experiment) -> None:
+    lines = [json.loads(line) for line in flow.metrics_file.read_text().splitlines()]
+
+    for stage in ("autoencoder", "flow"):
+        kept = [path.name for path in flow.checkpoints_folder(stage).iterdir()]
+        assert kept == ["model-20"]
+        of_stage = [line for line in lines if line["stage"] == stage]
+        losses = [line["loss"] for line in of_stage if "loss" in line]
+        assert len(losses) >= 5
+        assert np.isfinite(losses).all()
+
+
+def test_maps_of_cfgen_are_of_cells_and_of_latents(flow: Experiment) -> None:
+    maps = {path.name for path in flow.embedding_folder.iterdir()}
+
+    assert {"step_20.png", "latents_cell_type_step_20.png"} <= maps
+
+
+def test_cells_of_cfgen_are_counts_of_the_size_asked_for(flow: Experiment) -> None:
+    cells = anndata.read_h5ad(flow.generated_file)
+    totals = cells.X.sum(axis=1).A1
+
+    assert cells.n_obs == flow.manifest().split_sizes["train"]
+    assert np.all(cells.X.data % 1 == 0)
+    error = totals.std() / np.sqrt(len(totals))
+    assert totals.mean() == pytest.approx(250, abs=5 * error)
+    assert cells.uns["cellgan"]["scale"] == "counts"
+
+
+def test_same_command_again_does_nothing_new_for_cfgen(flow: Experiment) -> None:
+    path = flow.folder.parents[1] / "parameters.json"
+    before = flow.metrics_file.read_text()
+
+    assert main(["--param", str(path), "--process", "--train"]) == 0
+    assert flow.metrics_file.read_text() == before
+
+
+@pytest.mark.slow
+def test_cells_of_cfgen_are_evaluated(flow: Experiment) -> None:
+    path = flow.folder.parents[1] / "parameters.json"
+
+    assert main(["--param", str(path), "--evaluate"]) == 0
+    report = json.loads((flow.evaluation_folder / "report.json").read_text())
+    (entry,) = report["experiments"].values()
+    assert entry["cells"]["split"] == "test"
 
 
 def test_every_validation_leaves_a_map(experiment: Experiment) -> None:
