@@ -130,7 +130,7 @@ def test_contradictions_are_refused(given_, message):
 
 def test_unknown_covariate_of_the_model_is_named():
     model = CfgenConfig(flow=FlowConfig(condition_on=("donr",)))
-    with pytest.raises(ConfigError, match='condition_on: the data have no.*"donr"'):
+    with pytest.raises(ConfigError, match=r'condition_on: the data have no.*"donr"'):
         model.conditions(MANIFEST)
 
 
@@ -185,7 +185,7 @@ def test_wrong_table_names_the_line(tmp_path, text, message):
 
 
 def test_missing_table_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="none.csv: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.csv: cannot be read"):
         read_requests(tmp_path / "none.csv", MANIFEST)
 
 

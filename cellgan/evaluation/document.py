@@ -175,6 +175,9 @@ class ExperimentReport:
     warnings: list[str]
     """What is probably a mistake of whoever made the files."""
     dropped: list[str]
+    guidance: list[dict[str, Number]]
+    """A row per guidance scale, of `cellgan.guidance_sweep`; scale null is of real
+    cells. Empty without a sweep."""
     scale: str
     run: RunRecord
 

@@ -179,6 +179,7 @@ def _experiment_section(
         _scores(experiment),
         _labels(experiment),
         _giveaway_genes(experiment),
+        _guidance(experiment),
         _published(experiment),
         _run(experiment),
     )
@@ -349,6 +350,26 @@ def _giveaway_genes(experiment: ExperimentReport) -> str:
     if not rows:
         return ""
     return f'<h3>Give-away genes</h3>\n{shown}\n<p class="quiet">{note}</p>'
+
+
+def _guidance(experiment: ExperimentReport) -> str:
+    rows = experiment["guidance"]
+    if not rows:
+        return ""
+    names = list(rows[0])
+    shown = [
+        [
+            cell("real cells", is_head=True)
+            if row["scale"] is None
+            else number_cell(row["scale"]),
+            *(number_cell(row[name]) for name in names[1:]),
+        ]
+        for row in rows
+    ]
+    header = [name.replace("_", " ") for name in names]
+    return "<h3>Guidance</h3>\n" + table(
+        "Cells generated with several guidance scales", header, shown
+    )
 
 
 def _auc_cell(auc: float | None) -> str:

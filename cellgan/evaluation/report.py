@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import cellgan
 from cellgan.config import as_json
-from cellgan.errors import ConfigError
+from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation import boards, html, model_card, pictures, tables
 from cellgan.evaluation.cells import Comparison, compare_experiment, compare_files
 from cellgan.evaluation.document import (
@@ -79,6 +80,9 @@ def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
         method=experiment.parameters.training.embedding,
         parameters=as_json(experiment.parameters),
     )
+    if experiment.guidance_file.exists():
+        said["guidance"] = guidance_rows(experiment.guidance_file)
+        drawn = (*drawn, pictures.guidance_picture(experiment.guidance_file))
     document = _document({experiment.name: said})
     _write(experiment.evaluation_folder, document, {experiment.name: drawn})
     card = model_card.model_card(experiment.name, said)
@@ -234,6 +238,7 @@ def entry(
         },
         "warnings": list(compared.warnings),
         "dropped": list(compared.dropped),
+        "guidance": [],
         "scale": compared.scale,
         "run": {
             "seed": seed,
@@ -244,6 +249,30 @@ def entry(
         },
     }
     return dict(plain(found))
+
+
+def guidance_rows(path: Path) -> list[dict[str, float | None]]:
+    """Read the table of a guidance sweep; what is no number is null.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: cannot be read: {error}. Run --guidance-sweep again."
+        raise DataError(msg) from None
+    return [{name: _number(text) for name, text in row.items()} for row in rows]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
 def giveaway_records(judged: Judged) -> list[dict[str, Any]]:

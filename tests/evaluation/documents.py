@@ -153,6 +153,10 @@ def make_experiment() -> dict[str, Any]:
             "held_out_by": "donor",
         },
         "warnings": [f"Labels are not spelled alike: {NASTY}."],
+        "guidance": [
+            {"scale": 1.0, "mmd_squared": 0.012, "seconds": 1.5},
+            {"scale": None, "mmd_squared": 0.0004, "seconds": None},
+        ],
         "dropped": ["12 genes are in the real file alone and were left out."],
         "scale": "Both sides are counts; every cell is scaled to 10,000, then log1p.",
         "run": {
@@ -203,6 +207,7 @@ def make_copied() -> dict[str, Any]:
         "giveaway_genes": [],
         "labels": {},
         "warnings": [],
+        "guidance": [],
         "dropped": [],
         "run": {
             **experiment["run"],

@@ -364,3 +364,9 @@ def test_browser_enlarges_a_picture_until_it_is_left(opened):
     assert image.get_attribute("alt") == PICTURES[0].alt
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
+
+
+def test_guidance_is_shown_where_it_was_swept():
+    html = page(make_document(), {})
+    assert html.count("Cells generated with several guidance scales") == 1
+    assert "real cells" in html

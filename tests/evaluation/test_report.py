@@ -16,6 +16,7 @@ from cellgan.evaluation.document import read_report
 from cellgan.evaluation.report import (
     evaluate,
     evaluate_files,
+    guidance_rows,
     leaderboard,
     leaking,
 )
@@ -261,3 +262,12 @@ def test_evaluation_loads_neither_tensorflow_nor_pyplot(tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_table_of_a_guidance_sweep_is_read_as_numbers(tmp_path):
+    file = tmp_path / "guidance_sweep.csv"
+    file.write_text("scale,recall,seconds\n0.5,0.8,2\nreal,0.9,\n", encoding="utf-8")
+    assert guidance_rows(file) == [
+        {"scale": 0.5, "recall": 0.8, "seconds": 2.0},
+        {"scale": None, "recall": 0.9, "seconds": None},
+    ]
