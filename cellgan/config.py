@@ -514,7 +514,7 @@ def with_generation(
     ConfigError
         As `parse_experiment`, naming the option.
     """
-    block = _laid_over(as_json(parameters.generation), given)
+    block = {**as_json(parameters.generation), **given}
     generation = _parse(GenerationParameters, block, "command line")
     _refuse_keys_of_others(generation, "generation", parameters.model, "command line")
     return dataclasses.replace(parameters, generation=generation)

@@ -154,8 +154,8 @@ def make_experiment() -> dict[str, Any]:
         },
         "warnings": [f"Labels are not spelled alike: {NASTY}."],
         "guidance": [
-            {"scale": 1.0, "mmd_squared": 0.012, "seconds": 1.5},
-            {"scale": None, "mmd_squared": 0.0004, "seconds": None},
+            {"scale": 1.0, "mmd_squared": 0.012, "recall": 0.8, "seconds": 1.5},
+            {"scale": None, "mmd_squared": 0.0004, "recall": 0.9, "seconds": None},
         ],
         "dropped": ["12 genes are in the real file alone and were left out."],
         "scale": "Both sides are counts; every cell is scaled to 10,000, then log1p.",
