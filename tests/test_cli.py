@@ -175,6 +175,7 @@ def test_files_of_others_are_evaluated_without_a_parameter_file(
     assert called[0][2] == {
         "label": "cell_type",
         "seed": 3,
+        "must_know_training": False,
         "positional": ([Path("b.h5ad"), Path("c.h5ad")], tmp_path),
     }
 
