@@ -392,9 +392,9 @@ def with_feature(name: str, values: list[int]) -> bytes:
             with_feature("indices", [1, 2, 3, 6]),
             "record 1: gene has number 6, expected 0 to 5: the file is of another run",
         ),
-        (with_feature("indices", [1, 2]), "record 1 has lists of unequal lengths"),
-        (with_feature("count_no", [1, 2]), "record 1 has lists of unequal lengths"),
-        (with_feature("count_no", []), "record 1 has lists of unequal lengths"),
+        (with_feature("indices", [1, 2]), "record 1 has lists of unequal length"),
+        (with_feature("count_no", [1, 2]), "record 1 has lists of unequal length"),
+        (with_feature("count_no", []), "record 1 has lists of unequal length"),
         (
             with_feature("cluster_int", [2]),
             'record 1: "cluster" has number 2, expected 0 to 1: the file is of another',

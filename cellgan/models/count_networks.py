@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -228,14 +228,6 @@ class CountAutoencoder(SizedLayer):
             )
             for name, each in self.modalities.items()
         }
-        # Compiled on every device: one pass over memory in place of some forty.
-        self._likelihoods = {
-            name: tf.function(
-                functools.partial(_negative_log_likelihood, each.likelihood),
-                jit_compile=True,
-            )
-            for name, each in self.modalities.items()
-        }
         self.build()
 
     def _make_weights(self) -> None:
@@ -340,13 +332,13 @@ class CountAutoencoder(SizedLayer):
             Category of each cell, ``(n_cells,)``; None without categories.
         """
         return {
-            name: self._likelihoods[name](
+            name: _compiled_likelihood(each.likelihood)(
                 features[name],
                 logits[name],
                 library_size.get(name),
                 self._inverse_dispersion(name, codes),
             )
-            for name in self.modalities
+            for name, each in self.modalities.items()
         }
 
     def loss(self, negative_log_likelihoods: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -434,6 +426,17 @@ def _distribution(
     if likelihood == "poisson":
         return Poisson(tf.nn.log_softmax(logits) + tf.math.log(totals))
     return NegativeBinomial(tf.nn.softmax(logits) * totals, inverse_dispersion)
+
+
+@functools.cache
+def _compiled_likelihood(likelihood: Likelihood) -> Callable[..., tf.Tensor]:
+    """Return `_negative_log_likelihood` as one pass over memory in place of some forty.
+
+    Compiled on every device, once for all networks: it knows no weights.
+    """
+    compute = functools.partial(_negative_log_likelihood, likelihood)
+    compiled: Callable[..., tf.Tensor] = tf.function(compute, jit_compile=True)
+    return compiled
 
 
 def _negative_log_likelihood(
