@@ -80,7 +80,9 @@ def changed_parameters(experiment: Experiment, block: str, **changes: Any) -> Pa
     return changed
 
 
-@pytest.fixture(scope="module", params=["scGAN", "cscGAN"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("scGAN", marks=pytest.mark.slow), "cscGAN"]
+)
 def experiment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Experiment:

@@ -52,7 +52,9 @@ def test_resume_is_exact_for_a_stage_with_dropout(tmp_path, stop):
     assert_same_variables(after, whole)
 
 
-@pytest.mark.parametrize("kind", ["scGAN", "cscGAN"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("scGAN", marks=pytest.mark.slow), "cscGAN"]
+)
 def test_resume_is_exact_for_the_gan(tmp_path, kind):
     whole, resumed = STAGES[kind](), STAGES[kind]()
     schedule = Schedule(8, 0, 0, 0, 4)
@@ -73,6 +75,7 @@ def test_resume_is_exact_for_the_autoencoder_of_cfgen(tmp_path):
     assert_same_variables(resumed, whole)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_for_the_flow_of_cfgen_in_a_new_model(tmp_path):
     whole, resumed = make_cfgen_stages(), make_cfgen_stages()
     schedule = Schedule(6, 0, 0, 0, 3)
