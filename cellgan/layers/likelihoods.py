@@ -27,9 +27,16 @@ DISPERSION_RANGE = (1e-20, 1e20)
 """Inverse dispersions outside are moved to the next end; both ends are limits."""
 LARGEST_DRAWN_DISPERSION = 1e12
 """Draws with a larger one are Poisson draws in all digits."""
-STEPS_FROM_ZERO = 256
-"""Counts up to this are found by adding up probabilities. Those of 0 that are too small
-for float64 belong to means of 700 and more, which have no smaller counts."""
+STEPS_FROM_ZERO = 512
+"""Counts up to this are found by adding up probabilities, larger ones by a search."""
+SMALLEST_ZERO = 1e-290
+"""Probabilities of 0 below it have too few digits to start from. They belong to means
+of 660 and more, which have no counts below `SMALLEST_SEARCHED`."""
+SMALLEST_SEARCHED = 256.0
+STEPS_OF_ALL = 4
+"""Counts up to this are tried for all entries, before those found are set aside."""
+VALUES_PER_PASS = 2**18
+"""Probabilities added up in one pass over the entries whose count is not found yet."""
 PHILOX = 1
 NUMBERS_PER_COUNTER = 4
 
@@ -256,24 +263,23 @@ def sample_negative_binomial(
     not seen. Zeros, most entries of single cells, take one comparison; other counts are
     searched in float64.
     """
-    theta = tf.clip_by_value(
-        tf.broadcast_to(inverse_dispersion, tf.shape(mean)),
-        DISPERSION_RANGE[0],
-        LARGEST_DRAWN_DISPERSION,
-    )
+    n_genes = tf.shape(mean, tf.int64)[1]
 
     def of_entries(entries: tf.Tensor) -> _Counting:
-        m, t = (_take_entries(values, entries) for values in (mean, theta))
-        share = m / (t + m)
-        return _Counting(
-            tf.exp(-t * tf.math.log1p(m / t)), t * share, share, (share, t)
+        of_theta = entries % n_genes if inverse_dispersion.shape.rank == 1 else entries
+        t = tf.clip_by_value(
+            _take_entries(inverse_dispersion, of_theta),
+            DISPERSION_RANGE[0],
+            LARGEST_DRAWN_DISPERSION,
         )
+        m = _take_entries(mean, entries)
+        share = m / (t + m)
+        return _Counting(-t * tf.math.log1p(m / t), t * share, share, (share, t))
 
     def survival(k: tf.Tensor, share: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
         return tf.math.betainc(k, t, share)
 
-    positive = -tf.math.expm1(-theta * tf.math.log1p(mean / theta))
-    return _draw_counts(positive, of_entries, survival, seed, first_cell)
+    return _draw_counts(mean, of_entries, survival, seed, first_cell)
 
 
 def sample_poisson(
@@ -295,12 +301,12 @@ def sample_poisson(
 
     def of_entries(entries: tf.Tensor) -> _Counting:
         r = _take_entries(rate, entries)
-        return _Counting(tf.exp(-r), r, tf.zeros_like(r), (r,))
+        return _Counting(-r, r, tf.zeros_like(r), (r,))
 
     def survival(k: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
         return tf.math.igamma(k, r)
 
-    return _draw_counts(-tf.math.expm1(-rate), of_entries, survival, seed, first_cell)
+    return _draw_counts(rate, of_entries, survival, seed, first_cell)
 
 
 def sample_bernoulli(
@@ -326,8 +332,8 @@ def sample_bernoulli(
 class _Counting(NamedTuple):
     """Distributions of counts with ``p(k + 1) = p(k) (offset + slope k) / (k + 1)``."""
 
-    zero: tf.Tensor
-    """Probability of 0."""
+    log_zero: tf.Tensor
+    """Log-probability of 0."""
     offset: tf.Tensor
     slope: tf.Tensor
     parameters: tuple[tf.Tensor, ...]
@@ -335,7 +341,7 @@ class _Counting(NamedTuple):
 
 
 def _draw_counts(
-    positive: tf.Tensor,
+    mean: tf.Tensor,
     of_entries: Callable[[tf.Tensor], _Counting],
     survival: Callable[..., tf.Tensor],
     seed: tf.Tensor,
@@ -345,30 +351,35 @@ def _draw_counts(
 
     Parameters
     ----------
-    positive
-        ``P(X >= 1)``.
+    mean
+        Means of the entries.
     of_entries
         Returns the distributions of some entries, in float64.
     survival
         Returns ``P(X >= k)`` of ``k`` and a distribution's parameters.
     """
-    bits = _random_bits(positive, seed, first_cell)
-    flat_bits = tf.reshape(bits, [-1])
-    is_positive = _to_uniform(bits, positive.dtype) < positive
-    entries = tf.where(tf.reshape(is_positive, [-1]))[:, 0]
-    tails = _to_uniform(tf.gather(flat_bits, entries), tf.float64)
+    bits = tf.reshape(_random_bits(mean, seed, first_cell), [-1])
+    # P(X >= 1) is at most the mean: most zeros are known without it. The factor is for
+    # the rounding of both sides.
+    bound = tf.reshape(mean, [-1]) * (2.0**32 * (1 + 1e-6))
+    entries = tf.where(tf.cast(bits, mean.dtype) <= bound)[:, 0]
+    tails = _to_uniform(tf.gather(bits, entries), tf.float64)
     counting = of_entries(entries)
     counts, is_beyond = _count_from_zero(tails, counting)
     beyond = tf.where(is_beyond)[:, 0]
     parameters = tuple(tf.gather(values, beyond) for values in counting.parameters)
-    found = _search(tf.gather(tails, beyond), lambda k: survival(k, *parameters))
+    found = _search(
+        tf.gather(tails, beyond),
+        tf.gather(counts, beyond),
+        lambda k: survival(k, *parameters),
+    )
     counts = tf.tensor_scatter_nd_update(counts, beyond[:, tf.newaxis], found)
     drawn = tf.scatter_nd(
         entries[:, tf.newaxis],
         tf.cast(counts, tf.float32),
-        tf.size(positive, tf.int64)[tf.newaxis],
+        tf.size(mean, tf.int64)[tf.newaxis],
     )
-    return tf.reshape(drawn, tf.shape(positive))
+    return tf.reshape(drawn, tf.shape(mean))
 
 
 def _count_from_zero(
@@ -378,56 +389,81 @@ def _count_from_zero(
 
     Returns
     -------
-    Counts, and whether they are `STEPS_FROM_ZERO` or more.
-    """
-    state = tf.stack([tails, counting.zero, 1 - counting.zero, *counting[1:3]])
+    Counts, and whether they may be larger.
 
-    def step(
-        k: tf.Tensor, entries: tf.Tensor, state: tf.Tensor, counts: tf.Tensor
+    Notes
+    -----
+    A pass goes as many counts up as have been tried before. Products and sums are taken
+    one after the other all the same, so that an entry's count does not depend on how
+    many others there are.
+    """
+    probability = tf.exp(counting.log_zero)
+    survival = -tf.math.expm1(counting.log_zero)
+    is_tiny = probability < SMALLEST_ZERO
+    counts = tf.zeros_like(tails)
+    for k in range(1, STEPS_OF_ALL + 1):
+        counts += tf.cast(tails < survival, tails.dtype)
+        probability *= (counting.offset + counting.slope * (k - 1)) / k
+        survival -= probability
+    counts = tf.where(is_tiny, tf.constant(SMALLEST_SEARCHED, tails.dtype), counts)
+    some = tf.TensorShape([None])
+
+    def climb(
+        k: tf.Tensor,
+        entries: tf.Tensor,
+        probability: tf.Tensor,
+        survival: tf.Tensor,
+        counts: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """Go from ``P(X >= k)`` to ``P(X >= k + 1)`` where the count is not found."""
-        tail, probability, survival, offset, slope = tf.unstack(state)
-        is_open = tf.where(tail < survival)[:, 0]
-        entries = tf.gather(entries, is_open)
-        tail, probability, survival, offset, slope = tf.unstack(
-            tf.gather(state, is_open, axis=1)
+        """Go from ``P(X >= k)`` to some counts more, with the entries still open."""
+        tail, offset, slope = (
+            tf.gather(values, entries)
+            for values in (tails, counting.offset, counting.slope)
         )
+        n_open = tf.size(entries)
+        n_left = STEPS_FROM_ZERO + 1 - tf.cast(k, tf.int32)
+        at_once = tf.minimum(tf.cast(k, tf.int32), VALUES_PER_PASS // n_open)
+        n_counts = tf.clip_by_value(at_once, 1, n_left)
+        ks = k + tf.range(tf.cast(n_counts, k.dtype), dtype=k.dtype)[:, tf.newaxis]
+        ratios = (offset + slope * (ks - 1)) / ks
+        probabilities = tf.math.cumprod(tf.concat([[probability], ratios], axis=0))
+        survivals = tf.math.cumsum(tf.concat([[survival], -probabilities[1:]], axis=0))
+        n_passed = tf.math.count_nonzero(tail < survivals[:-1], axis=0, dtype=k.dtype)
         counts = tf.tensor_scatter_nd_update(
-            counts, entries[:, tf.newaxis], tf.fill(tf.shape(entries), k)
+            counts, entries[:, tf.newaxis], k - 1 + n_passed
         )
-        probability *= (offset + slope * (k - 1)) / k
+        is_open = tf.where(tail < survivals[-1])[:, 0]
         return (
-            k + 1,
-            entries,
-            tf.stack([tail, probability, survival - probability, offset, slope]),
+            k + tf.cast(n_counts, k.dtype),
+            tf.gather(entries, is_open),
+            tf.gather(probabilities[-1], is_open),
+            tf.gather(survivals[-1], is_open),
             counts,
         )
 
-    _, _, _, counts = tf.while_loop(
+    is_open = tf.where((tails < survival) & ~is_tiny)[:, 0]
+    _, _, _, _, counts = tf.while_loop(
         lambda k, entries, *_: (k <= STEPS_FROM_ZERO) & (tf.size(entries) > 0),
-        step,
+        climb,
         (
-            tf.constant(1, tf.float64),
-            tf.range(tf.size(tails, tf.int64)),
-            state,
-            tf.zeros_like(tails),
+            tf.constant(STEPS_OF_ALL + 1, tails.dtype),
+            is_open,
+            tf.gather(probability, is_open),
+            tf.gather(survival, is_open),
+            counts,
         ),
-        shape_invariants=(
-            tf.TensorShape([]),
-            tf.TensorShape([None]),
-            tf.TensorShape([5, None]),
-            tf.TensorShape([None]),
-        ),
+        shape_invariants=(tf.TensorShape([]), some, some, some, some),
     )
-    return counts, counts >= STEPS_FROM_ZERO
+    return counts, is_tiny | (counts >= STEPS_FROM_ZERO)
 
 
-def _search(tails: tf.Tensor, survival: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Return the largest ``k`` with ``tail < survival(k)``, known at `STEPS_FROM_ZERO`.
+def _search(
+    tails: tf.Tensor, low: tf.Tensor, survival: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Return the largest ``k`` with ``tail < survival(k)``, which `low` are not above.
 
     Doubles a bound until the tail is above, then halves the interval.
     """
-    low = tf.fill(tf.shape(tails), tf.constant(STEPS_FROM_ZERO, tf.float64))
 
     def double(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         is_below = tails < survival(high)

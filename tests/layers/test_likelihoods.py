@@ -281,6 +281,13 @@ def test_counting_up_and_searching_find_the_same_counts(monkeypatch):
     np.testing.assert_array_equal(searched.numpy().ravel(), by_counting[:500])
 
 
+def test_counts_do_not_depend_on_how_many_are_tried_in_a_pass(monkeypatch):
+    mean = tf.fill((5, 100), 60.0)
+    together = sample_poisson(mean, SEED)
+    monkeypatch.setattr(likelihoods, "VALUES_PER_PASS", 1)
+    np.testing.assert_array_equal(sample_poisson(mean, SEED), together)
+
+
 def test_poisson_draws_have_mean_variance_and_zeros():
     values = sample_poisson(tf.fill((N_DRAWS // 100, 100), 1.5), SEED).numpy()
     error = np.sqrt(1.5 / N_DRAWS)
