@@ -19,7 +19,7 @@ import cellgan
 from cellgan import generation
 from cellgan.config import as_json
 from cellgan.errors import CellganError, ConfigError, DataError
-from cellgan.generation import piece_size
+from cellgan.generation import piece_size, sparse_rows
 from cellgan.manifest import CovariateVocabulary
 from cellgan.models.base import SolverSettings
 from tests.fake_model import fake_expression, make_trained
@@ -152,6 +152,17 @@ def test_cells_are_the_same_whatever_the_piece_size(
 )
 def test_piece_holds_few_values(n_genes, expected):
     assert piece_size(n_genes) == expected
+
+
+def test_sparse_rows_are_those_of_scipy():
+    dense = np.zeros((4, 5), np.float32)
+    dense[[0, 0, 2, 3, 3], [1, 4, 0, 2, 3]] = (3, 1, 2, 5, 7)  # row 1 is empty
+    rows, expected = sparse_rows(dense), sp.csr_matrix(dense)
+    for part in ("data", "indices", "indptr"):
+        found = getattr(rows, part)
+        np.testing.assert_array_equal(found, getattr(expected, part))
+        assert found.dtype == getattr(expected, part).dtype
+    assert rows.shape == (4, 5)
 
 
 @pytest.mark.parametrize("counts", [False, True])
