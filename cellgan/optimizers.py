@@ -111,13 +111,26 @@ class AdamW(Adam):
     Notes
     -----
     Epsilon is added to the root of the bias-corrected second moment, not, as in Keras
-    and in `Adam`, of the uncorrected one.
+    and in `Adam`, of the uncorrected one. Weights decay in one pass over them, before
+    their update.
 
     References
     ----------
     Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
     https://arxiv.org/abs/1711.05101
     """
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Let one weight decay, and update it and its moments in place."""
+        decay = tf.cast(self.weight_decay * learning_rate, variable.dtype)
+        variable.assign(variable * (1 - decay))
+        super().update_step(gradient, variable, learning_rate)
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Do nothing: Keras' way takes three passes."""
+        del variables
 
     def _epsilon(self, beta2_power: tf.Tensor) -> tf.Tensor:
         return self.epsilon * tf.sqrt(1 - beta2_power)
