@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import json
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -160,6 +162,26 @@ def leaking(document: Document) -> list[str]:
     return [name for name, said in entries if said["memorisation"]["leaks"]]
 
 
+@contextlib.contextmanager
+def without_thread_warnings() -> Iterator[None]:
+    """Do not show what scikit-learn says when its threads lose the warning filters.
+
+    Each thread of a forest puts the filters back that it has found, and with several at
+    once they may end up empty; every further tree then warns. No filter can help.
+    """
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *arguments: Any, **options: Any) -> None:
+        if "sklearn.utils.parallel.delayed" not in str(message):
+            shown(message, *arguments, **options)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
 def _judge(
     compared: Comparison,
     *,
@@ -169,13 +191,15 @@ def _judge(
 ) -> tuple[dict[str, Any], tuple[Picture, ...]]:
     """Return an experiment's part of the report, and its pictures."""
     started = time.perf_counter()
-    judged = judge_cells(compared, seed=seed)
+    with without_thread_warnings():
+        judged = judge_cells(compared, seed=seed)
     sides = judged.main
     clock = time.perf_counter()
     check = check_memorisation(compared, sides, seed)
     judged.seconds["memorisation"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    numbers = _published(sides, seed)
+    with without_thread_warnings():
+        numbers = _published(sides, seed)
     judged.seconds["published"] = time.perf_counter() - clock
     clock = time.perf_counter()
     drawn = pictures.draw_pictures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cellgan.evaluation.report import (
     guidance_rows,
     leaderboard,
     leaking,
+    without_thread_warnings,
 )
 from tests.evaluation.folders import (
     generated_cells,
@@ -271,3 +273,13 @@ def test_table_of_a_guidance_sweep_is_read_as_numbers(tmp_path):
         {"scale": 0.5, "recall": 0.8, "seconds": 2.0},
         {"scale": None, "recall": 0.9, "seconds": None},
     ]
+
+
+def test_only_the_warning_of_lost_filters_is_not_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *it, **_: shown.append(it[0]))
+    with without_thread_warnings(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("`sklearn.utils.parallel.delayed` should be used", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(message) for message in shown] == ["something else"]
