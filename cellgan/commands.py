@@ -171,7 +171,7 @@ def _training_batches(
 ) -> BatchesFrom:
     """Return what gives the training batches of a stage, from any position on.
 
-    What a stage prepares of the cells is computed when the first batch is asked for: a
+    What a stage computes of all cells is computed when the first batch is asked for: a
     finished stage needs none.
     """
     from cellgan import batches  # noqa: PLC0415
@@ -186,6 +186,7 @@ def _training_batches(
         batch_size=PREPARED_CELLS,
     )
     prepare = functools.cache(lambda: stage.prepare(all_cells))
+    initialize = functools.cache(lambda: stage.initialize(all_cells))
 
     def batches_from(position: int, shard_index: int, n_shards: int) -> Dataset:
         place: dict[str, Any] = {
@@ -195,6 +196,8 @@ def _training_batches(
             "shard_index": shard_index,
             "n_shards": n_shards,
         }
+        if position == 0:
+            initialize()
         prepared = prepare()
         if prepared is not None:
             return batches.prepared_batches(prepared, **place)

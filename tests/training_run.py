@@ -102,6 +102,8 @@ def batches_of(stage: TrainingStage) -> BatchesFrom:
 
     def prepared_from(position: int, index: int, n_shards: int) -> tf.data.Dataset:
         cells = tf.nest.map_structure(tf.constant, every_cell())
+        if position == 0:
+            stage.initialize(lambda: [cells])
         prepared = stage.prepare(lambda: [cells])
         if prepared is None:
             return gan_batches_from(position, index, n_shards)

@@ -113,6 +113,13 @@ class TrainingStage(abc.ABC):
     batches_per_step: int = 1
     """How many batches one step draws; a GAN step draws ``critic_iters + 1``."""
 
+    def initialize(self, cells: Callable[[], Iterable[CellBatch]]) -> None:
+        """Set the initial weights that depend on the training cells.
+
+        Called once, before step 0. `cells` is that of `prepare`.
+        """
+        del cells
+
     def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch | None:
         """Compute once what to train on in place of the training cells.
 

@@ -202,7 +202,6 @@ class CountAutoencoder(SizedLayer):
         super().__init__(name="autoencoder", dtype=dtype)
         self.modalities = dict(modalities)
         self._n_categories = n_categories
-        self._seed = seed
         options: dict[str, Any] = {"dropout": dropout, "seed": seed, "dtype": dtype}
         self.encoders = {
             name: Mlp(
@@ -238,10 +237,7 @@ class CountAutoencoder(SizedLayer):
             name: self._weight(
                 f"log_inverse_dispersion_{name}",
                 (*rows, each.n_features),
-                keras.initializers.RandomNormal(
-                    stddev=1.0,
-                    seed=derive_seed(self._seed, name, "log_inverse_dispersion"),
-                ),
+                "zeros",
             )
             for name, each in self.modalities.items()
             if each.likelihood == "negative_binomial"

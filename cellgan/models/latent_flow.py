@@ -571,7 +571,7 @@ class LatentFlow(GenerativeModel):
                 AutoencoderStage(
                     autoencoder,
                     make_optimizer(of_stage[AutoencoderStage.name]),
-                    label=label,
+                    label=manifest.label,
                     clip_norm=of_stage[AutoencoderStage.name].clip_norm,
                     jit=jit,
                 ),

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import nbinom
 
 from cellgan.batches import CellBatch
-from cellgan.models.autoencoder import AutoencoderStage
+from cellgan.models.autoencoder import AutoencoderStage, CountMoments
 from cellgan.models.count_networks import CountAutoencoder, Modality
 from cellgan.optimizers import adam
 from tests.models.flow_models import SEED, make_batch, make_model, stages_of
@@ -33,7 +33,7 @@ def make_stage(optimizer: keras.Optimizer, clip_norm=None) -> AutoencoderStage:
     rna = Modality(N_GENES, (16, 4), "negative_binomial")
     network = CountAutoencoder({"rna": rna})
     return AutoencoderStage(
-        network, optimizer, label=None, clip_norm=clip_norm, jit=False
+        network, optimizer, label="cluster", clip_norm=clip_norm, jit=False
     )
 
 
@@ -50,6 +50,58 @@ def loss_without_latents(batch: CellBatch) -> float:
 
         total += minimize_scalar(loss, bounds=(-5, 10), method="bounded").fun
     return total / len(counts)
+
+
+def negative_binomial_cells(thetas, n_cells=4000):
+    """Counts of two labels with other means; ``thetas`` (2, n_genes)."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(n_cells) % 2
+    sizes = rng.uniform(0.5, 2.0, n_cells)
+    means = np.array([5.0, 20.0])[codes, np.newaxis] * sizes[:, np.newaxis]
+    return rng.poisson(rng.gamma(thetas[codes], means / thetas[codes])), sizes, codes
+
+
+def moments_of(counts, sizes, codes, n_batches=3) -> CountMoments:
+    moments = CountMoments()
+    for rows in np.array_split(np.arange(len(codes)), n_batches):
+        moments.add(counts[rows], sizes[rows], codes[rows])
+    return moments
+
+
+def test_moments_tell_the_dispersion_around_the_means_of_labels():
+    thetas = np.tile([0.5, 2.0, 8.0], (2, 1))
+    found = moments_of(*negative_binomial_cells(thetas)).inverse_dispersions(None)
+    np.testing.assert_allclose(found, thetas[0], rtol=0.15)
+
+
+def test_moments_tell_the_dispersion_of_each_label():
+    thetas = np.array([[0.5, 4.0], [4.0, 0.5]])
+    moments = moments_of(*negative_binomial_cells(thetas))
+    found = moments.inverse_dispersions(3)
+    np.testing.assert_allclose(found[:2], thetas, rtol=0.15)
+    of_all = moments.inverse_dispersions(None)
+    np.testing.assert_array_equal(found[2], of_all)  # a label without cells
+
+
+def test_moments_of_few_counts_stay_near_one():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.003, size=(1000, 200))
+    counts[0] += 1
+    sizes, codes = np.ones(1000), np.zeros(1000, int)
+    found = moments_of(counts, sizes, codes).inverse_dispersions(None)
+    assert 0.3 < found.min() < found.max() < 3
+
+
+def test_training_starts_from_the_moments_of_the_cells():
+    stage, batch = (
+        make_stage(adam(1e-3, (0.9, 0.999), amsgrad=False)),
+        synthetic_batch(),
+    )
+    before = values(stage.network)
+    stage.initialize(lambda: [batch])
+    (path,) = changed(values(stage.network), before)
+    assert "dispersion" in path
+    assert np.ptp(stage.network.log_inverse_dispersion["rna"].numpy()) > 0.1
 
 
 @pytest.fixture(scope="module")

@@ -195,10 +195,10 @@ def test_initial_weights_are_a_function_of_the_seed_and_differ_between_layers():
         [w.numpy() for w in network.trainable_variables if np.ptp(w) > 0]
         for network in networks
     ]
-    assert len(first) == 21
+    assert len(first) == 20
     assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    assert len({round(float(w.flat[0]), 6) for w in first}) == 21
+    assert len({round(float(w.flat[0]), 6) for w in first}) == 20
 
 
 @pytest.mark.parametrize(
