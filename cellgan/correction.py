@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,7 +116,8 @@ def correct(
         frames[RNA].uns["cellgan"][f"integration_{name}"] = {
             when: of._asdict() for when, of in scores.items()
         }
-        figure = path.with_name(f"{path.stem}_{name}.png")
+        in_a_file_name = re.sub(r"[^\w.-]+", "_", name)
+        figure = path.with_name(f"{path.stem}_{in_a_file_name}.png")
         plots.integration_figure(figure, (before, after), batches, label, name)
         log.info(
             "%s: %d cells to %s %s in %.1f s\n%s\n%s",
@@ -128,11 +130,11 @@ def correct(
             figure,
         )
     for name, category in target.items():  # what cells were is kept beside
+        was = obs[name].copy()
+        now = pd.Categorical([category] * len(obs), categories=was.cat.categories)
         for cells in frames.values():
-            cells.obs[f"original_{name}"] = cells.obs[name]
-            cells.obs[name] = pd.Categorical(
-                [category] * cells.n_obs, categories=cells.obs[name].cat.categories
-            )
+            cells.obs[f"original_{name}"] = was
+            cells.obs[name] = now
     _write(path, frames)
     log.info("%s: corrected cells in %s", experiment.name, path)
     return path
