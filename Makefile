@@ -42,7 +42,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 .venv/bench: .venv/installed
-	$(PIP) "$(TORCH)"
+	$(PIP) "$(TORCH)" harmonypy
 	@touch $@
 
 .venv/installed: .venv/made pyproject.toml
