@@ -153,7 +153,11 @@ def train(raw: Path, options: argparse.Namespace, folder: Path) -> Experiment:
             "filtering": {"min_cells": 3, "min_genes": 1},
             "split": {"valid_cells": 100, "test_cells": 0},
         },
-        "model": {"type": "CFGen", "flow": {"condition_on": [options.batch]}},
+        "model": {
+            "type": "CFGen",
+            "autoencoder": {"n_latent": 20, "dropout": 0.2},
+            "flow": {"condition_on": [options.batch]},
+        },
         "training": {
             "validation_freq": 0,
             "stages": {
