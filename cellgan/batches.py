@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
+from tqdm import tqdm
 
 from cellgan.errors import DataError
 from cellgan.manifest import ATAC, RNA, DatasetManifest
@@ -223,6 +224,30 @@ def evaluation_batches(
     n_cells = _require_cells(store.n_cells, folder, split)
     rows = tf.data.Dataset.range(n_cells).batch(batch_size)
     return rows.map(partial(_take, store, _widths(manifest))).prefetch(1)
+
+
+def cells_in_order(
+    folder: Path, manifest: DatasetManifest, split: str, *, batch_size: int
+) -> Iterator[CellBatch]:
+    """Yield all cells of a split once, with one record file at a time in memory.
+
+    Raises
+    ------
+    DataError
+        As `evaluation_batches`.
+    """
+    n_cells = 0
+    with tqdm(
+        total=manifest.split_sizes[split], unit=" cells", delay=2, desc="reading"
+    ) as bar:
+        for file in split_files(folder, manifest, split):
+            store = _load([file], manifest)
+            n_cells += store.n_cells
+            rows = tf.data.Dataset.range(store.n_cells).batch(batch_size)
+            for batch in rows.map(partial(_take, store, _widths(manifest))):
+                yield batch
+                bar.update(len(batch.library_size[RNA]))
+    _require_cells(n_cells, folder, split)
 
 
 def choose_data_source(

@@ -179,7 +179,7 @@ def _training_batches(
     training = experiment.parameters.training.of_stage(stage.name)
     folder = experiment.records_folder
     all_cells = functools.partial(
-        batches.evaluation_batches,
+        batches.cells_in_order,
         folder,
         manifest,
         "train",

@@ -17,6 +17,7 @@ import tensorflow as tf
 from cellgan import batches
 from cellgan.batches import (
     CellBatch,
+    cells_in_order,
     choose_data_source,
     evaluation_batches,
     prepared_batches,
@@ -220,6 +221,17 @@ def test_order_of_cells_is_the_same_with_a_second_modality(
     )
 
     assert of_one.tolist() == of_both.tolist()
+
+
+def test_cells_in_order_are_those_of_the_files_one_after_the_other(records) -> None:
+    place = (records.folder, records.manifest, "train")
+    (expected,) = evaluation_batches(*place, batch_size=999)
+    batches = list(cells_in_order(*place, batch_size=4))
+    assert max(len(batch.library_size["rna"]) for batch in batches) <= 4
+    for index, field in enumerate(expected):
+        for name, of in field.items():
+            found = tf.concat([batch[index][name] for batch in batches], axis=0)
+            np.testing.assert_array_equal(found, of)
 
 
 def test_evaluation_batches_hold_both_modalities(multiome) -> None:
