@@ -20,7 +20,7 @@ from cellgan.errors import ConfigError
 from cellgan.evaluation import distribution, plots, support, use
 from cellgan.evaluation.cells import Comparison, compare_experiment
 from cellgan.evaluation.pairs import make_pair
-from cellgan.evaluation.suite import make_sides
+from cellgan.evaluation.suite import covariate_agreements, make_sides
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation import TrainedModel
 from cellgan.manifest import RNA
@@ -89,13 +89,19 @@ def sweep_guidance(
         replacing(table) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, ["scale", *MEASURES, "seconds"])
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     plots.guidance_figure(
         table.with_suffix(".png"),
         [float(row["scale"]) for row in rows[:-1]],
-        {title: [float(row[name]) for row in rows] for name, title in MEASURES.items()},
+        {
+            MEASURES.get(
+                name, f"agreement with {name.removeprefix('agreement_of_')}"
+            ): [float(row[name]) for row in rows]
+            for name in rows[0]
+            if name not in {"scale", "seconds"}
+        },
     )
     log.info("%s: guidance by scale\n%s\n%s", experiment.name, describe(rows), table)
     return table
@@ -122,14 +128,14 @@ def check_guided(experiment: Experiment) -> tuple[str, ...]:
 
 def describe(rows: Sequence[dict[str, float | str]]) -> str:
     """Return the rows as a table of a few lines."""
-    columns = ["scale", *MEASURES, "seconds"]
-    lines = ["  ".join(f"{name:>15}" for name in columns)]
+    widths = {name: max(len(name), 8) for name in rows[0]}
+    lines = ["  ".join(f"{name:>{width}}" for name, width in widths.items())]
     lines += [
         "  ".join(
-            f"{of:>15.3f}"
+            f"{of:>{width}.3f}"
             if isinstance(of := row.get(name, ""), float)
-            else f"{of:>15}"
-            for name in columns
+            else f"{of:>{width}}"
+            for name, width in widths.items()
         )
         for row in rows
     ]
@@ -137,7 +143,10 @@ def describe(rows: Sequence[dict[str, float | str]]) -> str:
 
 
 def measures(compared: Comparison, side: str, seed: int) -> dict[str, float]:
-    """Return the values of `MEASURES` of one side, as the report has them."""
+    """Return the values of `MEASURES` of one side, as the report has them.
+
+    With further covariates, also how far each, and all with the label, are confirmed.
+    """
     sides = make_sides(compared, compared.modalities[RNA], seed=seed)
     other = sides.generated if side == "generated" else sides.control
     pair = make_pair(sides.held_out, other, sides.frame, 0)
@@ -147,4 +156,7 @@ def measures(compared: Comparison, side: str, seed: int) -> dict[str, float]:
         **support.support_metrics(pair),
         **use.use_metrics(pair, judge),
     }
-    return {name: float(np.asarray(numbers[name])[0]) for name in MEASURES}
+    shares = covariate_agreements(compared, sides, 0)
+    found = {name: numbers[name] for name in MEASURES}
+    found |= {name: of_side[side] for name, of_side in shares.items()}
+    return {name: float(np.asarray(of)[0]) for name, of in found.items()}

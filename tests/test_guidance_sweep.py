@@ -27,7 +27,8 @@ def rows(trained_flow: Experiment) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_table_has_a_row_for_each_scale_and_one_of_real_cells(rows):
     assert [row["scale"] for row in rows] == ["0", "2", "real"]
-    assert list(rows[0]) == ["scale", *MEASURES, "seconds"]
+    further = ["agreement_of_batch", "agreement_of_all_covariates"]
+    assert list(rows[0]) == ["scale", *MEASURES, *further, "seconds"]
     assert all(row[name] for row in rows for name in MEASURES)
     assert [bool(row["seconds"]) for row in rows] == [True, True, False]
 
@@ -39,6 +40,8 @@ def test_guided_cells_are_more_often_of_the_type_that_was_asked_for(rows):
     assert agreement[0] < 0.75
     assert agreement[1] > agreement[0] + 0.2
     assert agreement[2] > 0.9
+    both = [float(row["agreement_of_all_covariates"]) for row in rows]
+    assert both[1] > 0.8 * both[2]
 
 
 @pytest.mark.slow

@@ -34,7 +34,15 @@ from cellgan.evaluation import (
 from cellgan.evaluation.catalogue import Floor, Metric
 from cellgan.evaluation.cells import Comparison, Modality
 from cellgan.evaluation.floors import floor_cells
-from cellgan.evaluation.pairs import Estimates, Frame, Pair, Side, make_pair, make_side
+from cellgan.evaluation.pairs import (
+    Estimates,
+    Frame,
+    Pair,
+    Side,
+    make_pair,
+    make_side,
+    weighted_means,
+)
 from cellgan.evaluation.space import Floats, fit_space, log_expression
 from cellgan.evaluation.tables import family_means
 from cellgan.manifest import RNA
@@ -552,32 +560,61 @@ def _cross_modal_records(
     ]
 
 
+def covariate_agreements(
+    compared: Comparison, sides: Sides, n_resamples: int
+) -> dict[str, dict[str, Floats]]:
+    """Return how far further covariates of cells are confirmed.
+
+    Returns
+    -------
+    ``agreement_of_<covariate>``, and ``agreement_of_all_covariates``, label included,
+    at once -> side -> share of cells ``(n_draws,)``. Nothing without further
+    covariates; nan where training cells know one category alone.
+    """
+    columns = {"": compared.labels, **compared.covariates}
+    if len(columns) == 1:
+        return {}
+    training = sides.frame.training.components
+    recognisers = {
+        name: use.fit_recogniser(training, of_sides["training"])
+        for name, of_sides in columns.items()
+    }
+    shares: dict[str, dict[str, Floats]] = {}
+    for side, cells in (("generated", sides.generated), ("control", sides.control)):
+        pair = make_pair(sides.held_out, cells, sides.frame, n_resamples)
+        agrees = {}
+        for name, of_sides in columns.items():
+            agrees[name] = recognisers[name].predict(cells.components) == of_sides[side]
+            if len(recognisers[name].classes_) < 2:
+                agrees[name] = np.full(len(agrees[name]), np.nan)
+        agrees["all_covariates"] = np.prod(list(agrees.values()), axis=0, dtype=float)
+        del agrees[""]
+        for name, of_cells in agrees.items():
+            shares.setdefault(f"agreement_of_{name}", {})[side] = weighted_means(
+                pair.draws.other, of_cells
+            )
+    return shares
+
+
 def _covariate_records(
     compared: Comparison, sides: Sides, modality: str
 ) -> list[dict[str, Any]]:
-    """Return how far further covariates of generated cells are confirmed."""
+    """Return the records of `covariate_agreements`."""
     records = []
-    for name, of_sides in compared.covariates.items():
+    shares = covariate_agreements(compared, sides, N_RESAMPLES)
+    for name, of_side in shares.items():
+        what = name.removeprefix("agreement_of_")
+        asked = "label and covariates" if what == "all_covariates" else f'"{what}"'
         metric = Metric(
-            name=f"agreement_of_{name}",
-            title=f'agreement of "{name}" (1 is best)',
-            meaning=f'share of cells whose "{name}" a classifier trained on real '
+            name=name,
+            title=f"agreement of {asked} (1 is best)",
+            meaning=f"share of cells whose {asked} a classifier trained on real "
             "training cells confirms, as label_agreement",
             space="components",
             floor=None,
             sees=frozenset(),
         )
-        recogniser = use.fit_recogniser(
-            sides.frame.training.components, of_sides["training"]
-        )
-        estimates = {}
-        others = {"value": "generated", "ceiling": "control"}
-        for kind, side in others.items():
-            cells = sides.generated if kind == "value" else sides.control
-            pair = make_pair(sides.held_out, cells, sides.frame, N_RESAMPLES)
-            estimates[kind] = use.label_agreement(
-                recogniser, cells.components, of_sides[side], pair.draws.other
-            ).overall
+        estimates = {"value": of_side["generated"], "ceiling": of_side["control"]}
         record = metric_record(metric, "use", modality, None, estimates)
         space = _space(metric, sides.frame)
         records.append(record | {"n": len(sides.generated), "space": space})
