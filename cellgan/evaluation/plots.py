@@ -6,6 +6,7 @@ after saving and no global state (backend, current figure) is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,8 @@ GENERATED_COLOUR = "#d62728"
 LEGEND_ROWS = 30
 MOST_GENE_NAMES = 100
 FEW_CELLS = 1000
+MOST_IN_A_ROW = 4
+"""Panels of a figure."""
 FEWEST_CELLS = 4  # that t-SNE and UMAP find neighbours among
 METHOD_TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
 STRATEGY_COLOURS = ("#7f7f7f", "#ff7f0e", "#1f5fbf", "#2ca02c", "#9467bd")
@@ -218,9 +221,14 @@ def guidance_figure(
     measures
         title -> a value for each scale, then that of real cells.
     """
-    figure = Figure(figsize=(4.2 * len(measures), 3.8), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(measures)))
-    for axes, (title, values) in zip(panels, measures.items(), strict=True):
+    n_rows = math.ceil(len(measures) / MOST_IN_A_ROW)
+    n_columns = math.ceil(len(measures) / n_rows)
+    size = (4.2 * n_columns, 3.8 * n_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for axes in panels[len(measures) :]:
+        axes.set_axis_off()
+    for axes, (title, values) in zip(panels, measures.items(), strict=False):
         axes.plot(scales, values[:-1], "o-", color=GENERATED_COLOUR, label="generated")
         axes.axhline(values[-1], color=REAL_COLOUR, linestyle="--", label="real cells")
         axes.set(xlabel="guidance scale", title=title.replace(": ", "\n", 1))
