@@ -266,7 +266,7 @@ def _check_request(
     if not seeds:
         msg = "--seeds: 0 repeats found, expected 1 or more."
         raise ConfigError(msg)
-    if not experiment.parameters.model.is_conditional:
+    if not experiment.parameters.model.knows_labels(manifest):
         msg = (
             f"{experiment.name}: model.type is {experiment.parameters.model.type}, "
             f"which cannot be asked for cells of a label. Use cscGAN."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import config, queue
-from cellgan.cell_requests import check_save_path
+from cellgan.cell_requests import LIKE_DATA, check_save_path
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
@@ -276,7 +276,9 @@ def generate(
         experiment.parameters, {k: v for k, v in given.items() if v is not None}
     ).generation
     request = settings.cells_no if cells_no is None else cells_no
-    condition = {} if requests is not None else settings.condition
+    condition = settings.condition
+    if requests is not None:  # stands for what the parameters say
+        request, condition = cells_no or LIKE_DATA, {}
     # A slip is answered before TensorFlow loads.
     request_parts(
         request,
@@ -364,8 +366,8 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
     Parameters
     ----------
     given
-        Keys of the ``generation`` block, as in `generate`: `seed`, `solver`, `n_steps`,
-        `tolerance`.
+        Keys of the ``generation`` block, as in `generate`: `seed`, `library_size`,
+        `solver`, `n_steps`, `tolerance`.
 
     Raises
     ------
@@ -383,7 +385,10 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
     from cellgan.generation import solver_of  # noqa: PLC0415
 
     guidance_sweep.sweep_guidance(
-        experiment, seed=settings.seed, solver=solver_of(settings)
+        experiment,
+        seed=settings.seed,
+        library_size=settings.library_size,
+        solver=solver_of(settings),
     )
 
 

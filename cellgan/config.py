@@ -282,7 +282,8 @@ class TrainingParameters:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the networks; weights and losses stay float32."""
     jit: bool | Literal["auto"] = "auto"
-    """Compile with XLA; ``"auto"`` does on a GPU and not on a CPU."""
+    """Compile with XLA: ``"auto"`` does everything on a GPU and, on a CPU, what gains
+    by it (likelihoods, and the small network of a flow); false compiles nothing."""
     steps_per_call: Positive = 10
     """Most steps run by one call of the compiled step; no effect on results."""
     data_source: Literal["auto", "memory", "disk"] = "auto"
@@ -440,6 +441,14 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
         records[f"training.stages.{name}"] = stage
     for name, record in records.items():
         _refuse_keys_of_others(record, name, parameters.model, where)
+    if parameters.model.makes_counts and (
+        parameters.input_ds.record_values == "normalized"
+    ):
+        msg = (
+            f'{where}.input_ds: record_values is "normalized", but {model_type} learns '
+            'from counts. Set it to "counts", or leave it out.'
+        )
+        raise ConfigError(msg)
     return _resolve_library_size(parameters, where)
 
 

@@ -32,9 +32,13 @@ from cellgan.batches import CellBatch
 from cellgan.config import as_json
 from cellgan.errors import ConfigError
 from cellgan.evaluation import plots
-from cellgan.evaluation.integration import Integration, integration
+from cellgan.evaluation.integration import (
+    Integration,
+    compared_cells,
+    integration,
+)
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation import TrainedModel, piece_size, versions
+from cellgan.generation import TrainedModel, piece_size, sparse_rows, versions
 from cellgan.manifest import RNA
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.wanted_cells import check_condition, check_guidance
@@ -106,28 +110,29 @@ def correct(
             "versions": versions(),
         }
     obs = frames[RNA].obs
-    label = obs[trained.manifest.label].astype(str).to_numpy()
+    rows = compared_cells(len(obs), seed)
+    points = {"before": before[rows], "after": after[rows]}
+    columns = {
+        name: obs[name].astype(str).to_numpy()[rows]
+        for name in (trained.manifest.label, *target)
+    }
+    label = columns[trained.manifest.label]
     for name, category in target.items():
-        batches = obs[name].astype(str).to_numpy()
         scores = {
-            "before": integration(before, batches, label),
-            "after": integration(after, batches, label),
+            when: integration(of, columns[name], label) for when, of in points.items()
         }
         frames[RNA].uns["cellgan"][f"integration_{name}"] = {
             when: of._asdict() for when, of in scores.items()
         }
-        in_a_file_name = re.sub(r"[^\w.-]+", "_", name)
-        figure = path.with_name(f"{path.stem}_{in_a_file_name}.png")
-        plots.integration_figure(figure, (before, after), batches, label, name)
         log.info(
-            "%s: %d cells to %s %s in %.1f s\n%s\n%s",
+            "%s: %d cells to %s %s in %.1f s (scores are of %d cells)\n%s",
             experiment.name,
             len(obs),
             name,
             category,
             time.perf_counter() - started,
+            len(rows),
             describe(scores, name, trained.manifest.label),
-            figure,
         )
     for name, category in target.items():  # what cells were is kept beside
         was = obs[name].copy()
@@ -137,6 +142,15 @@ def correct(
             cells.obs[name] = now
     _write(path, frames)
     log.info("%s: corrected cells in %s", experiment.name, path)
+    maps = [
+        plots.embed(of, method="tsne", seed=0, log_components=False)
+        for of in points.values()
+    ]
+    for name in target:
+        in_a_file_name = re.sub(r"[^\w.-]+", "_", name)
+        figure = path.with_name(f"{path.stem}_{in_a_file_name}.png")
+        plots.integration_figure(figure, maps, columns[name], label, name)
+        log.info("%s", figure)
     return path
 
 
@@ -233,7 +247,7 @@ def _moved(
             before.append(trained.model.latents(source.features))
             after.append(made.latent)
             for modality, values in made.features.items():
-                counts[modality].append(sp.csr_matrix(values))
+                counts[modality].append(sparse_rows(values))
             bar.update(rows.stop - first)
     return (
         np.concatenate(before),

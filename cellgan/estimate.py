@@ -23,7 +23,7 @@ from cellgan.batches import CellBatch
 from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
 from cellgan.evaluation import plots
-from cellgan.generation import MOST_VALUES, piece_size
+from cellgan.generation import MOST_VALUES, piece_size, solver_of
 from cellgan.manifest import ATAC, RNA, DatasetManifest
 from cellgan.models.base import GenerationRequest, TrainingStage
 from cellgan.seeds import derive_seed
@@ -297,7 +297,15 @@ def _seconds_per_cell(
     sizes = None
     if parameters.model.makes_counts:
         sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
-    request = GenerationRequest(codes, size, seed=0, library_sizes=sizes)
+    wanted = parameters.generation
+    request = GenerationRequest(
+        codes,
+        size,
+        seed=0,
+        library_sizes=sizes,
+        guidance=wanted.guidance,
+        solver=solver_of(wanted),
+    )
     model.generate(request)
     started = time.perf_counter()
     model.generate(request)

@@ -143,7 +143,7 @@ class TrainedModel:
     def labels(self) -> tuple[str, ...]:
         """Labels that cells can be asked for, in order; none if unconditional."""
         categories = self.manifest.label_vocabulary.categories
-        return categories if self._is_conditional else ()
+        return categories if self._knows_labels else ()
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -279,8 +279,8 @@ class TrainedModel:
         return path
 
     @property
-    def _is_conditional(self) -> bool:
-        return self.experiment.parameters.model.is_conditional
+    def _knows_labels(self) -> bool:
+        return self.experiment.parameters.model.knows_labels(self.manifest)
 
     @property
     def _conditions(self) -> tuple[str, ...]:
@@ -309,7 +309,7 @@ class TrainedModel:
         guidance = dict(wishes.get("guidance", {}))
         check_guidance(guidance, self._conditions)
         return Request(
-            numbers=tuple(numbers if self._is_conditional else [sum(numbers)]),
+            numbers=tuple(numbers if self._knows_labels else [sum(numbers)]),
             codes=codes,
             seed=seed,
             counts=counts and not model.makes_counts,
@@ -334,7 +334,7 @@ class TrainedModel:
             codes = request.codes[self.manifest.label][first:end]
             features[RNA] = to_counts(
                 features[RNA],
-                codes if self._is_conditional else None,
+                codes if self._knows_labels else None,
                 self.manifest,
                 seed=request.seed,
                 first_cell=first,
@@ -378,7 +378,7 @@ class TrainedModel:
     def _scale(self, request: Request, *, are_counts: bool) -> str:
         """Say in words what the values are."""
         if request.counts:
-            of_label = " of the cell's label" if self._is_conditional else ""
+            of_label = " of the cell's label" if self._knows_labels else ""
             return f"counts, library sizes drawn from the training cells{of_label}"
         if are_counts:
             return "counts"

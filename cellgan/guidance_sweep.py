@@ -22,7 +22,7 @@ from cellgan.evaluation.cells import Comparison, compare_experiment
 from cellgan.evaluation.pairs import make_pair
 from cellgan.evaluation.suite import covariate_agreements, make_sides
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation import TrainedModel
+from cellgan.generation import TrainedModel, Wishes
 from cellgan.manifest import RNA
 from cellgan.models.base import SolverSettings
 
@@ -43,6 +43,7 @@ def sweep_guidance(
     *,
     scales: Sequence[float] = SCALES,
     seed: int,
+    library_size: int | str = "modelled",
     solver: SolverSettings,
 ) -> Path:
     """Generate and compare cells at several guidance scales, the same one everywhere.
@@ -55,6 +56,8 @@ def sweep_guidance(
         Guidance scales. As many cells of each combination are made as were trained on.
     seed
         Of the generated cells: the same noise for all scales.
+    library_size
+        As of `cellgan.generation.Wishes`.
     solver
         How the flow is followed.
 
@@ -75,9 +78,14 @@ def sweep_guidance(
     with tempfile.TemporaryDirectory(dir=experiment.folder) as folder:
         for scale in scales:
             path = Path(folder) / f"cells{experiment.generated_file.suffix}"
+            wishes = Wishes(
+                guidance=dict.fromkeys(conditions, float(scale)),
+                library_size=library_size,
+                solver=solver,
+            )
+            trained.generate(one_cell(trained), **wishes)  # compiles
             started = time.perf_counter()
-            guidance = dict.fromkeys(conditions, float(scale))
-            trained.write(path, seed=seed, guidance=guidance, solver=solver)
+            trained.write(path, seed=seed, **wishes)
             seconds = time.perf_counter() - started
             compared = compare_experiment(experiment, path, seed=seed)
             found = measures(compared, "generated", seed)
@@ -105,6 +113,15 @@ def sweep_guidance(
     )
     log.info("%s: guidance by scale\n%s\n%s", experiment.name, describe(rows), table)
     return table
+
+
+def one_cell(trained: TrainedModel) -> list[int]:
+    """Return the numbers by label that ask for a single cell."""
+    manifest = trained.manifest
+    trained_on = manifest.cells_per_category["train"][manifest.label]
+    numbers = [0] * max(len(trained.labels), 1)
+    numbers[int(np.argmax(trained_on)) if trained.labels else 0] = 1
+    return numbers
 
 
 def check_guided(experiment: Experiment) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cellgan.errors import ConfigError, did_you_mean
@@ -61,10 +61,9 @@ class ModelConfig:
         """
         return (manifest.label,)
 
-    @property
-    def is_conditional(self) -> bool:
-        """Whether cells of a chosen label can be asked for."""
-        return True
+    def knows_labels(self, manifest: DatasetManifest) -> bool:
+        """Return whether cells of a chosen label can be asked for."""
+        return manifest.label in self.conditions(manifest)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -98,12 +97,7 @@ class GanConfig(ModelConfig):
 
     def conditions(self, manifest: DatasetManifest) -> tuple[str, ...]:
         """Return the label, or nothing for scGAN."""
-        return (manifest.label,) if self.is_conditional else ()
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether cells of a chosen label can be asked for."""
-        return self.type == "cscGAN"
+        return (manifest.label,) if self.type == "cscGAN" else ()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -160,6 +154,18 @@ class FlowConfig:
     standardize_latents: bool = True
     """Scale latents to mean 0 and variance 1 in every dimension."""
 
+    @model_validator(mode="after")
+    def _check(self) -> FlowConfig:
+        if self.log_library_sizes is not None and not self.use_library_size:
+            msg = "log_library_sizes does nothing without use_library_size: true"
+            raise ValueError(msg)
+        named = self.condition_on or ()
+        for name in named:
+            if named.count(name) > 1:
+                msg = f'condition_on names "{name}" twice'
+                raise ValueError(msg)
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CfgenConfig(ModelConfig):
@@ -208,11 +214,6 @@ class CfgenConfig(ModelConfig):
                 )
                 raise ConfigError(msg)
         return named
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether cells of chosen categories can be asked for."""
-        return self.flow.condition_on != ()
 
 
 AnyModelConfig = GanConfig | CfgenConfig

@@ -149,7 +149,7 @@ class Validation:
         self, step: int, path: Path, points: npt.NDArray[np.float32], what: str
     ) -> bool:
         """Map points in one colour per label; return whether there were labels."""
-        is_conditional = self._experiment.parameters.model.is_conditional
+        is_conditional = self._experiment.parameters.model.knows_labels(self._manifest)
         method = self._experiment.parameters.training.embedding
         names = self._names(self._manifest.label) if is_conditional else None
         plots.embedding_figure(

@@ -106,13 +106,12 @@ def request_parts(
         return parts
     codes = check_condition(condition, manifest)
     _check_conditioned(codes, known)
+    knows_labels = model.knows_labels(manifest)
     if not codes:
         numbers = parse_cells_no(
-            cells_no, manifest, is_conditional=model.is_conditional, where=where
+            cells_no, manifest, is_conditional=knows_labels, where=where
         )
-        if not model.is_conditional:
-            return [({}, numbers[0])]
-        return _by_label(numbers, {}, manifest)
+        return _by_label(numbers, {}, manifest) if knows_labels else [({}, numbers[0])]
     if cells_no == LIKE_DATA:
         numbers = like_data(codes, manifest)
         if not sum(numbers):
@@ -125,13 +124,17 @@ def request_parts(
     elif (number := _one_number(cells_no)) is not None:
         return [(codes, number)]
     else:
-        numbers = parse_cells_no(cells_no, manifest, is_conditional=True, where=where)
+        numbers = parse_cells_no(
+            cells_no, manifest, is_conditional=knows_labels, where=where
+        )
     if manifest.label in codes and cells_no != LIKE_DATA:
         msg = (
             f'{where}: numbers by label contradict --condition, which names "'
             f'{manifest.label}" for all cells. Give one number.'
         )
         raise ConfigError(msg)
+    if not knows_labels:
+        return [(codes, sum(numbers))]
     return _by_label(numbers, codes, manifest)
 
 
@@ -180,7 +183,8 @@ def read_requests(
             head = file.readline()
             delimiter = "\t" if "\t" in head else ","
             file.seek(0)
-            rows = list(csv.DictReader(file, delimiter=delimiter))
+            table = csv.DictReader(file, delimiter=delimiter)
+            rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{where}: cannot be read: {error}."
         raise ConfigError(msg) from None
@@ -191,13 +195,24 @@ def read_requests(
             f"row per request (columns found: {columns})."
         )
         raise ConfigError(msg)
+    header = list(table.fieldnames or ())
+    if len(set(header)) < len(header):
+        msg = f"{where}: a column is there twice: {', '.join(header)}."
+        raise ConfigError(msg)
     requests = []
     for number, row in enumerate(rows, 2):
+        if None in row:
+            msg = (
+                f"{where}: line {number} has more fields than the header. Put values "
+                "that hold a comma in double quotes."
+            )
+            raise ConfigError(msg)
         text = (row.pop(NUMBER_COLUMN) or "").strip()
         if not text.isdecimal():
             msg = f'{where}: line {number}: {NUMBER_COLUMN} is "{text}", no number.'
             raise ConfigError(msg)
-        condition = {name: value.strip() for name, value in row.items() if value}
+        stripped = {name: (value or "").strip() for name, value in row.items()}
+        condition = {name: value for name, value in stripped.items() if value}
         codes = check_condition(condition, manifest, f"{where}: line {number}")
         requests.append((codes, int(text)))
     if not sum(n for _, n in requests):

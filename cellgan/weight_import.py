@@ -139,6 +139,7 @@ def import_cfgen(experiment: Experiment, files: Sequence[Path]) -> None:
     except CheckpointError:
         for name in steps:
             shutil.rmtree(experiment.checkpoints_folder(name), ignore_errors=True)
+        experiment.imported_file.unlink(missing_ok=True)
         raise
     log.info(
         "%s: %s filled from %s; checkpoints in %s",

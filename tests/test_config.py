@@ -506,6 +506,18 @@ WRONG_STAGES = {
         {"model": {}, "generation": {"solver": "rk4"}},
         rf"here\.generation: solver has {CFGEN_ONLY}",
     ),
+    "covariate named twice": (
+        {"model": {"type": "CFGen", "flow": {"condition_on": ["a", "a"]}}},
+        r'model\.flow: condition_on names "a" twice',
+    ),
+    "range of library sizes that nothing reads": (
+        {"model": {"type": "CFGen", "flow": {"log_library_sizes": {"rna": [1, 2]}}}},
+        "log_library_sizes does nothing without use_library_size: true",
+    ),
+    "counts learned from normalised records": (
+        {"input_ds": {"raw_input": "a.h5ad", "record_values": "normalized"}},
+        r'record_values is "normalized", but CFGen learns from counts\. Set it to "cou',
+    ),
     "decay of an optimiser without it": (
         {"model": {}, "training": {"optimizer": {"weight_decay": 0.1}}},
         r'weight_decay is 0\.1 but algorithm is "AMSGrad", .* algorithm to "AdamW"',

@@ -140,6 +140,17 @@ def test_unconditional_model_takes_one_number():
     assert assigned([({}, 10)]) == [(0, 0)] * 3 + [(0, 1)] + [(1, 1)] * 6
 
 
+def test_model_of_another_covariate_takes_one_number_and_no_labels():
+    model = CfgenConfig(flow=FlowConfig(condition_on=("donor",)))
+    assert parts(["5"], model) == [({}, 5)]
+    assert parts(LIKE_DATA, model) == [({}, 100)]
+    assert parts(LIKE_DATA, model, condition={"donor": "2"}) == [({"donor": 1}, 70)]
+    assert parts(["7"], model, condition={"donor": "2"}) == [({"donor": 1}, 7)]
+    for given_ in ({}, {"condition": {"donor": "2"}}):
+        with pytest.raises(ConfigError):
+            parts({"B": 5}, model, **given_)
+
+
 @given(
     n=st.integers(0, 500),
     weights=st.lists(st.integers(1, 1000), min_size=1, max_size=30),
@@ -160,6 +171,12 @@ def test_requests_are_read_from_a_table(tmp_path):
     ]
 
 
+def test_field_of_spaces_leaves_a_covariate_open(tmp_path):
+    file = tmp_path / "wanted.csv"
+    file.write_text("cluster,donor,n_cells\n , 1 ,2\n", encoding="utf-8")
+    assert read_requests(file, MANIFEST) == [({"donor": 0}, 2)]
+
+
 def test_tab_separated_table_is_read(tmp_path):
     file = tmp_path / "wanted.tsv"
     file.write_text("donor\tn_cells\n1\t4\n", encoding="utf-8")
@@ -174,6 +191,8 @@ def test_tab_separated_table_is_read(tmp_path):
         ("cluster,n_cells\nX,1\n", 'line 2: cluster: "X" is not a known category'),
         ("cell,n_cells\nB,1\n", 'line 2: no covariate "cell"'),
         ("cluster,n_cells\nB,0\n", "no cells at all"),
+        ("cluster,n_cells\nB,5,x\n", "line 2 has more fields than the header"),
+        ("cluster,cluster,n_cells\nB,T,5\n", "a column is there twice: cluster"),
         ("", "columns found: none"),
     ],
 )

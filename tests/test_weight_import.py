@@ -352,7 +352,7 @@ WRONG_MODELS = {
         r'model\.flow\.normalization: "none" there, "layernorm" here',
     ),
     "library size": (
-        {"flow": {"use_library_size": False}},
+        {"flow": {"use_library_size": False, "log_library_sizes": None}},
         60,
         r"model\.flow\.use_library_size: true there, false here",
     ),

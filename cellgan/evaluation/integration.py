@@ -19,7 +19,7 @@ PERPLEXITY = 30.0
 N_NEIGHBOURS = 89
 """With the cell itself, three times the perplexity."""
 MOST_COMPARED = 5000
-"""Cells of which the silhouette is computed, at most: it needs all their distances."""
+"""Cells that are scored, at most: a silhouette needs the distances of all of them."""
 
 
 class Integration(NamedTuple):
@@ -33,14 +33,18 @@ class Integration(NamedTuple):
     """Mean silhouette of labels, from -1..1 to 0..1."""
 
 
+def compared_cells(n_cells: int, seed: int) -> npt.NDArray[np.intp]:
+    """Return the rows of the cells to score, drawn if there are too many."""
+    rng = np.random.default_rng(derive_seed(seed, "integration"))
+    return np.sort(rng.permutation(n_cells)[:MOST_COMPARED])
+
+
 def integration(
     points: npt.NDArray[np.floating],
     batches: npt.NDArray[np.str_],
     labels: npt.NDArray[np.str_],
-    *,
-    seed: int = 0,
 ) -> Integration:
-    """Score an embedding.
+    """Score an embedding of not too many cells (`compared_cells`).
 
     Parameters
     ----------
@@ -48,8 +52,6 @@ def integration(
         ``(n_cells, n_dimensions)``.
     batches, labels
         Of every cell, ``(n_cells,)``.
-    seed
-        Of the cells that the silhouette is computed of.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def integration(
     return Integration(
         (mixing - 1) / (n_batches - 1) if n_batches > 1 else float("nan"),
         (n_labels - apart) / (n_labels - 1) if n_labels > 1 else float("nan"),
-        _silhouette(points, labels, seed),
+        _silhouette(points, labels),
     )
 
 
@@ -91,12 +93,8 @@ def lisi(points: npt.NDArray[np.floating], groups: npt.NDArray[np.str_]) -> floa
 
 
 def _silhouette(
-    points: npt.NDArray[np.floating], labels: npt.NDArray[np.str_], seed: int
+    points: npt.NDArray[np.floating], labels: npt.NDArray[np.str_]
 ) -> float:
-    rows = np.arange(len(points))
-    if len(points) > MOST_COMPARED:
-        rng = np.random.default_rng(derive_seed(seed, "silhouette"))
-        rows = np.sort(rng.permutation(len(points))[:MOST_COMPARED])
-    if not 1 < len(np.unique(labels[rows])) < len(rows):
+    if not 1 < len(np.unique(labels)) < len(points):
         return float("nan")
-    return float((silhouette_score(points[rows], labels[rows]) + 1) / 2)
+    return float((silhouette_score(points, labels) + 1) / 2)

@@ -156,13 +156,10 @@ def map_figure(
 
 def integration_figure(
     path: Path,
-    embeddings: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    maps: Sequence[npt.NDArray[Any]],
     batches: Labels,
     labels: Labels,
     batch_name: str,
-    *,
-    method: Literal["tsne", "umap"] = "tsne",
-    seed: int = 0,
 ) -> None:
     """Map cells before and after a correction, by batch (above) and label (below).
 
@@ -170,21 +167,16 @@ def integration_figure(
     ----------
     path
         File to write.
-    embeddings
-        Before and after, ``(n_cells, n_dimensions)`` each.
+    maps
+        Of `embed`: before and after, ``(n_cells, 2)`` each.
     batches, labels
         Of every cell.
     batch_name
         Name of what was corrected.
-    method, seed
-        As in `embedding_figure`.
     """
     figure = Figure(figsize=(13, 10.5), layout="constrained")
     panels = figure.subplots(2, 2)
-    for column, (when, points) in enumerate(
-        zip(("before", "after"), embeddings, strict=True)
-    ):
-        at = embed(points, method=method, seed=seed, log_components=False)
+    for column, (when, at) in enumerate(zip(("before", "after"), maps, strict=True)):
         for axes, groups in zip(panels[:, column], (batches, labels), strict=True):
             names = list(np.unique(groups))
             colours = dict(zip(names, _colours(len(names)), strict=True))

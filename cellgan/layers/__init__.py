@@ -13,6 +13,7 @@ from cellgan.layers.conditioning import (
     ReadOut,
     ReadOutKind,
     one_hot,
+    unbiased,
 )
 from cellgan.layers.mlp import Linear, glorot_uniform, he_normal, scale_to_library_size
 from cellgan.layers.sized import SizedLayer
@@ -29,4 +30,5 @@ __all__ = [
     "he_normal",
     "one_hot",
     "scale_to_library_size",
+    "unbiased",
 ]

@@ -84,6 +84,14 @@ class _Normalization(SizedLayer):
         return normalized * scale + tf.matmul(categories, self.offset)
 
 
+def unbiased(statistics: BatchStatistics, n_cells: tf.Tensor) -> BatchStatistics:
+    """Return the statistics of a batch with the unbiased variance, as PyTorch keeps."""
+    n = tf.cast(n_cells, statistics.variance.dtype)
+    return statistics._replace(
+        variance=statistics.variance * (n / tf.maximum(n - 1, 1))
+    )
+
+
 class BatchNormalization(_Normalization):
     """Batch normalisation whose scale and offset may depend on each cell's category.
 

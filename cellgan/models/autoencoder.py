@@ -200,7 +200,12 @@ class CountMoments:
 
 
 def build_autoencoder(
-    config: AutoencoderConfig, manifest: DatasetManifest, *, seed: int, dtype: str
+    config: AutoencoderConfig,
+    manifest: DatasetManifest,
+    *,
+    seed: int,
+    jit: bool,
+    dtype: str,
 ) -> CountAutoencoder:
     """Build the autoencoder of the modalities that a manifest names."""
     hidden = {"rna": config.rna_layers, "atac": config.atac_layers}
@@ -224,5 +229,6 @@ def build_autoencoder(
         n_categories=len(manifest.label_vocabulary) if by_label else None,
         dropout=config.dropout,
         seed=seed,
+        jit=jit,
         dtype=dtype,
     )

@@ -36,7 +36,9 @@ class GenerationRequest:
 
     Cell ``first_cell + k`` of the whole request gets row ``k`` of `covariates`. What a
     cell looks like depends on (model, seed, its index, its covariates) alone, so a
-    request may be cut into consecutive pieces of any sizes.
+    request may be cut into consecutive pieces of any sizes. A solver that chooses its
+    steps chooses them for the cells of a block together: within its tolerance, they
+    depend on each other.
     """
 
     covariates: Mapping[str, npt.NDArray[np.int32]]
@@ -76,11 +78,17 @@ class Block(NamedTuple):
     """The same as rows of the block."""
     size: int
 
-    def padded(self, values: npt.NDArray[Any], filler: float = 0) -> npt.NDArray[Any]:
-        """Return the values of a request's cells for this block, the others filled."""
-        rows = np.full((self.size, *values.shape[1:]), filler, values.dtype)
-        rows[self.in_block] = values[self.in_request]
-        return rows
+    def padded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the values of a request's cells for this block.
+
+        Cells that are not asked for get those of the nearest one that is.
+        """
+        wanted = values[self.in_request]
+        if not len(wanted):
+            return np.zeros((self.size, *values.shape[1:]), values.dtype)
+        place = np.arange(self.size) - self.in_block.start
+        padded: npt.NDArray[Any] = wanted[np.clip(place, 0, len(wanted) - 1)]
+        return padded
 
 
 def blocks_of(request: GenerationRequest, size: int) -> Iterator[Block]:

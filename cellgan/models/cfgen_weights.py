@@ -99,15 +99,18 @@ def fill(
     """
     of_flow, of_encoder = _sorted_out(files)
     config = cast(CfgenConfig, parameters.model)
+    by_label = config.autoencoder.inverse_dispersion == "gene-label"
+    needed = {manifest.label} if by_label else set()
+    if of_flow is not None:
+        needed |= set(config.conditions(manifest))
     categories = {
-        name: _category_order(name, files, manifest) for name in manifest.covariates
+        name: _category_order(name, files, manifest) for name in sorted(needed)
     }
     name, weights, notes = _encoder_of(of_flow, of_encoder)
     parts = model.generation_weights()
     autoencoder = parts[AutoencoderStage.name]["network"]
     _require_none(name, _autoencoder_differences(weights, files, config, manifest))
     filling = _matched(name, weights, _autoencoder_places(autoencoder))
-    by_label = config.autoencoder.inverse_dispersion == "gene-label"
     if by_label:
         theta = autoencoder.log_inverse_dispersion[RNA]
         filling = [
@@ -116,18 +119,14 @@ def fill(
             else (of, value)
             for of, value in filling
         ]
-    used = {manifest.label} if by_label else set()
     if of_flow is not None:
         network = parts[FlowStage.name]["network"]
         filling += _flow_filling(of_flow, network, config, manifest, categories)
-        used |= set(network.null_codes)
     for variable, value in filling:
         variable.assign(value)
     stages = [AutoencoderStage.name] + ([FlowStage.name] if of_flow else [])
-    notes += [_order_note(of, categories[of], files) for of in sorted(used)]
-    return Filled(
-        tuple(stages), {of: categories[of] for of in sorted(used)}, tuple(notes)
-    )
+    notes += [_order_note(of, order, files) for of, order in categories.items()]
+    return Filled(tuple(stages), categories, tuple(notes))
 
 
 def _sorted_out(

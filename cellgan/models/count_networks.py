@@ -15,7 +15,13 @@ from typing import Any, Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from cellgan.layers import BatchNormalization, BatchStatistics, Linear, SizedLayer
+from cellgan.layers import (
+    BatchNormalization,
+    BatchStatistics,
+    Linear,
+    SizedLayer,
+    unbiased,
+)
 from cellgan.layers.likelihoods import (
     Bernoulli,
     CountDistribution,
@@ -143,7 +149,7 @@ class Mlp(SizedLayer):
             hidden, used = norm(linear(hidden), training=training)
             hidden = tf.nn.elu(hidden)
             if training:
-                used = _unbiased(used, tf.shape(hidden)[0])
+                used = unbiased(used, tf.shape(hidden)[0])
                 hidden = self._drop(hidden, seed, index)
             statistics.append(used)
         return self.linears[-1](hidden), statistics
@@ -174,6 +180,8 @@ class CountAutoencoder(SizedLayer):
         Share of hidden units set to 0 in training.
     seed
         Of the initial weights.
+    jit
+        Compile likelihoods with XLA, on every device.
     dtype
         Keras dtype policy.
 
@@ -197,10 +205,12 @@ class CountAutoencoder(SizedLayer):
         n_categories: int | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        jit: bool = True,
         dtype: str = "float32",
     ) -> None:
         super().__init__(name="autoencoder", dtype=dtype)
         self.modalities = dict(modalities)
+        self._jit = jit
         self._n_categories = n_categories
         options: dict[str, Any] = {"dropout": dropout, "seed": seed, "dtype": dtype}
         self.encoders = {
@@ -328,7 +338,7 @@ class CountAutoencoder(SizedLayer):
             Category of each cell, ``(n_cells,)``; None without categories.
         """
         return {
-            name: _compiled_likelihood(each.likelihood)(
+            name: _likelihood_of(each.likelihood, jit=self._jit)(
                 features[name],
                 logits[name],
                 library_size.get(name),
@@ -425,13 +435,13 @@ def _distribution(
 
 
 @functools.cache
-def _compiled_likelihood(likelihood: Likelihood) -> Callable[..., tf.Tensor]:
-    """Return `_negative_log_likelihood` as one pass over memory in place of some forty.
+def _likelihood_of(likelihood: Likelihood, *, jit: bool) -> Callable[..., tf.Tensor]:
+    """Return `_negative_log_likelihood`, compiled once for all networks.
 
-    Compiled on every device, once for all networks: it knows no weights.
+    XLA makes it one pass over memory in place of some forty.
     """
     compute = functools.partial(_negative_log_likelihood, likelihood)
-    compiled: Callable[..., tf.Tensor] = tf.function(compute, jit_compile=True)
+    compiled: Callable[..., tf.Tensor] = tf.function(compute, jit_compile=jit)
     return compiled
 
 
@@ -445,13 +455,6 @@ def _negative_log_likelihood(
     """Return the mean over cells of minus the log-likelihood."""
     distribution = _distribution(likelihood, logits, library_size, inverse_dispersion)
     return -tf.reduce_mean(tf.reduce_sum(distribution.log_prob(counts), axis=1))
-
-
-def _unbiased(statistics: BatchStatistics, n_cells: tf.Tensor) -> BatchStatistics:
-    n = tf.cast(n_cells, statistics.variance.dtype)
-    return statistics._replace(
-        variance=statistics.variance * (n / tf.maximum(n - 1, 1))
-    )
 
 
 def _fold_in(seed: tf.Tensor | None, data: int) -> tf.Tensor | None:

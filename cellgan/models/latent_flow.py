@@ -376,7 +376,7 @@ class LatentFlow(GenerativeModel):
             start = self._start(request, block)
             codes = self._padded_codes(request.covariates, block)
             sizes = {
-                name: tf.constant(block.padded(of, filler=1))
+                name: tf.constant(block.padded(of))
                 for name, of in (request.library_sizes or {}).items()
             }
             latent = forward(start, *self._conditions(branches, codes, sizes))
@@ -416,7 +416,7 @@ class LatentFlow(GenerativeModel):
             for name, of in source.features.items()
         }
         sizes = {
-            name: tf.constant(block.padded(np.asarray(of), filler=1))
+            name: tf.constant(block.padded(np.asarray(of)))
             for name, of in source.library_size.items()
         }
         of_source = {k: np.asarray(v) for k, v in source.covariates.items()}
@@ -543,7 +543,11 @@ class LatentFlow(GenerativeModel):
         by_label = model.autoencoder.inverse_dispersion == "gene-label"
         label = manifest.label if by_label else None
         autoencoder = build_autoencoder(
-            model.autoencoder, manifest, seed=seed, dtype=dtype
+            model.autoencoder,
+            manifest,
+            seed=seed,
+            jit=training.jit is not False,
+            dtype=dtype,
         )
         network = VelocityNet(
             autoencoder.n_latent,
@@ -563,6 +567,9 @@ class LatentFlow(GenerativeModel):
             seed=seed,
             dtype=dtype,
         )
+        for name in model.conditions(manifest):
+            n_cells = np.asarray(manifest.cells_per_category["train"][name])
+            network.embed_as_nothing(name, np.flatnonzero(n_cells == 0))
         scale = LatentScale(autoencoder.n_latent)
 
         def make_stages() -> tuple[TrainingStage, ...]:

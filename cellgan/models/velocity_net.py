@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.layers import (
@@ -14,6 +16,7 @@ from cellgan.layers import (
     LayerNormalization,
     Linear,
     SizedLayer,
+    unbiased,
 )
 from cellgan.layers.covariate_embedding import CovariateEmbedding
 from cellgan.layers.time_embedding import LARGEST_ANGLE, sinusoidal_features
@@ -165,6 +168,14 @@ class VelocityNet(SizedLayer):
         ):
             layer.build()
 
+    def embed_as_nothing(self, covariate: str, codes: npt.NDArray[np.integer]) -> None:
+        """Let categories be like the null code: those that no training cell has."""
+        index = list(self.null_codes).index(covariate)
+        table = self.embeddings[index].table
+        values = table.numpy()
+        values[codes] = 0
+        table.assign(values)
+
     def condition(
         self,
         covariate_codes: Mapping[str, tf.Tensor],
@@ -299,6 +310,8 @@ class VelocityNet(SizedLayer):
             rows = tf.reshape(units, (-1, self._width))
             if self.norms and isinstance(self.norms[index], BatchNormalization):
                 rows, used = self.norms[index](rows, training=training)
+                if training:
+                    used = unbiased(used, tf.shape(rows)[0])
                 statistics.append(used)
             elif self.norms:
                 rows = self.norms[index](rows)

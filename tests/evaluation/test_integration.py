@@ -5,7 +5,12 @@ import pytest
 from scipy.optimize import brentq
 
 from cellgan.evaluation import integration as module
-from cellgan.evaluation.integration import Integration, integration, lisi
+from cellgan.evaluation.integration import (
+    Integration,
+    compared_cells,
+    integration,
+    lisi,
+)
 
 
 def line(n_cells: int) -> np.ndarray:
@@ -104,15 +109,13 @@ def test_silhouette_is_scaled_from_0_to_1():
     assert found == pytest.approx((plain + 1) / 2)
 
 
-def test_silhouette_of_many_cells_is_that_of_some(monkeypatch):
+def test_of_many_cells_some_are_scored(monkeypatch):
     monkeypatch.setattr(module, "MOST_COMPARED", 60)
-    points = np.concatenate([line(100), 1000 + line(100)])
-    labels = np.repeat(["a", "b"], 100)
-    some = [integration(points, labels, labels, seed=seed) for seed in (0, 0, 1)]
-    values = [found.label_silhouette for found in some]
-    assert values[0] == values[1]
-    assert values[0] != values[2]
-    assert min(values) > 0.97
+    first, same, other = (compared_cells(200, seed) for seed in (0, 0, 1))
+    assert len(first) == len(np.unique(first)) == 60
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(compared_cells(50, 0), np.arange(50))
 
 
 def test_scores_of_a_single_batch_or_label_are_not_numbers():

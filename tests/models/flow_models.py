@@ -22,13 +22,18 @@ CATEGORIES = {"cluster": 3, "donor": 2}
 SEED = tf.constant((3, 4))
 
 
-def cfgen_manifest(*, atac: bool = False, binary: bool = False) -> DatasetManifest:
+def cfgen_manifest(
+    *, atac: bool = False, binary: bool = False, donor_cells: tuple[int, int] = (35, 25)
+) -> DatasetManifest:
     """Make a manifest of two covariates, with or without peaks."""
     labels = [f"type {code}" for code in range(CATEGORIES["cluster"])]
     manifest = make_manifest(labels, (30, 20, 10), n_genes=N_GENES)
     donors = CovariateVocabulary(("1", "2"))
+    train = {**manifest.cells_per_category["train"], "donor": donor_cells}
     manifest = dataclasses.replace(
-        manifest, covariates={**manifest.covariates, "donor": donors}
+        manifest,
+        covariates={**manifest.covariates, "donor": donors},
+        cells_per_category={**manifest.cells_per_category, "train": train},
     )
     if not atac:
         return manifest
@@ -48,6 +53,7 @@ def make_model(
     training: dict[str, Any] | None = None,
     atac: bool = False,
     binary: bool = False,
+    donor_cells: tuple[int, int] = (35, 25),
 ) -> LatentFlow:
     """Build a model from parameters, of which some may be given."""
     peaks = {"atac": {"raw_input": "b.h5ad"}} if atac else {}
@@ -71,7 +77,7 @@ def make_model(
         },
         "training": training or {},
     }
-    manifest = cfgen_manifest(atac=atac, binary=binary)
+    manifest = cfgen_manifest(atac=atac, binary=binary, donor_cells=donor_cells)
     model = build_model(parse_experiment(block, "test"), manifest)
     assert isinstance(model, LatentFlow)
     return model

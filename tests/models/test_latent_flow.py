@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cellgan.batches import CellBatch
 from cellgan.errors import SamplingError
 from cellgan.models import latent_flow
-from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.models.base import Block, GenerationRequest, SolverSettings
 from cellgan.models.latent_flow import LATENT, LatentFlow, LatentScale
 from tests.models.flow_models import (
     CATEGORIES,
@@ -646,3 +646,18 @@ def test_seed_of_moved_cells_is_that_of_their_counts_alone(there_and_back):
     first, second = move(seed=1), move(seed=2)
     np.testing.assert_array_equal(first[LATENT], second[LATENT])
     assert not np.array_equal(first["rna"], second["rna"])
+
+
+def test_category_without_training_cells_is_like_no_category():
+    model = make_model(donor_cells=(60, 0))
+    network = model.generation_weights()["flow"]["network"]
+    tables = [embedding.table.numpy() for embedding in network.embeddings]
+    assert np.all(tables[1][1] == 0)
+    assert np.all(tables[0] != 0)
+    assert np.all(tables[1][0] != 0)
+
+
+def test_cells_that_are_not_asked_for_get_the_values_of_the_nearest_that_is():
+    block = Block(2, slice(1, 3), slice(2, 4), 6)
+    values = np.array([7, 8, 9, 10])
+    np.testing.assert_array_equal(block.padded(values), [8, 8, 8, 9, 9, 9])
