@@ -1,9 +1,11 @@
 """Make the figures of the README from a trained and evaluated experiment.
 
     python Misc/make_figures.py experiments/pbmc
+    python Misc/make_figures.py experiments/kang_cfgen
 
-Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
-losses from ``job/metrics.jsonl``, into Misc/figures.
+Of the first: copies the maps and the marker genes that `--train` and `--evaluate` drew,
+and draws the losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with
+a guidance sweep, copies its figure alone.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
     experiment = Experiment.open(parser.parse_args().experiment)
     FIGURES.mkdir(exist_ok=True)
+    sweep = experiment.guidance_file.with_suffix(".png")
+    if sweep.exists():
+        shutil.copyfile(sweep, FIGURES / "guidance.png")
+        return
     last = experiment.parameters.training.max_steps
     copies = {
         "map_in_training.png": experiment.embedding_folder / f"step_{last}.png",

@@ -32,7 +32,7 @@ SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 MEASURES = {
     "mmd_squared": "fidelity: MMD^2 (0 is best)",
     "wasserstein_2": "fidelity: 2-Wasserstein distance (small is best)",
-    "label_agreement": "agreement with what was asked for (1 is best)",
+    "label_agreement": "agreement: the label (1 is best)",
     "recall": "diversity: recall (1 is best)",
     "coverage": "diversity: coverage (1 is best)",
 }
@@ -104,9 +104,7 @@ def sweep_guidance(
         table.with_suffix(".png"),
         [float(row["scale"]) for row in rows[:-1]],
         {
-            MEASURES.get(
-                name, f"agreement with {name.removeprefix('agreement_of_')}"
-            ): [float(row[name]) for row in rows]
+            title_of(name): [float(row[name]) for row in rows]
             for name in rows[0]
             if name not in {"scale", "seconds"}
         },
@@ -141,6 +139,12 @@ def check_guided(experiment: Experiment) -> tuple[str, ...]:
         )
         raise ConfigError(msg)
     return conditions
+
+
+def title_of(measure: str) -> str:
+    """Return what a column says, in words."""
+    what = measure.removeprefix("agreement_of_").replace("_", " ")
+    return MEASURES.get(measure, f"agreement: {what} (1 is best)")
 
 
 def describe(rows: Sequence[dict[str, float | str]]) -> str:
