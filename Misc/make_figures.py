@@ -3,9 +3,9 @@
     python Misc/make_figures.py experiments/pbmc
     python Misc/make_figures.py experiments/kang_cfgen
 
-Of the first: copies the maps and the marker genes that `--train` and `--evaluate` drew,
-and draws the losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with
-a guidance sweep, copies its figure alone.
+Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
+losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with a guidance
+sweep, copies the sweep's figure alone.
 """
 
 from __future__ import annotations

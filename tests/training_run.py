@@ -182,6 +182,8 @@ STAGES = {
     "linear": lambda: linear_stage.LinearStage(noise=0.0, dropout=0.0),
     "scGAN": lambda: make_gan_stage("scGAN"),
     "cscGAN": lambda: make_gan_stage("cscGAN"),
+    "autoencoder": lambda: make_cfgen_stages()[0],
+    "flow": lambda: make_cfgen_stages()[1],
 }
 
 
