@@ -14,7 +14,13 @@ from cellgan.layers.conditioning import (
     ReadOutKind,
     one_hot,
 )
-from cellgan.layers.mlp import Linear, glorot_uniform, he_normal, scale_to_library_size
+from cellgan.layers.mlp import (
+    Linear,
+    glorot_uniform,
+    he_normal,
+    scale_to_library_size,
+    uniform_by_inputs,
+)
 from cellgan.layers.sized import SizedLayer
 
 __all__ = [
@@ -29,4 +35,5 @@ __all__ = [
     "he_normal",
     "one_hot",
     "scale_to_library_size",
+    "uniform_by_inputs",
 ]

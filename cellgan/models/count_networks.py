@@ -8,14 +8,19 @@ a decoder and a likelihood of its own, or is decoded to its expression alone.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import keras
 import tensorflow as tf
 
-from cellgan.layers import BatchNormalization, BatchStatistics, Linear, SizedLayer
+from cellgan.layers import (
+    BatchNormalization,
+    BatchStatistics,
+    Linear,
+    SizedLayer,
+    uniform_by_inputs,
+)
 from cellgan.layers.likelihoods import (
     Bernoulli,
     CountDistribution,
@@ -128,6 +133,7 @@ class Mlp(SizedLayer):
                 widths[index - 1],
                 widths[index],
                 self._initializer(index, "kernel"),
+                bias_initializer=self._initializer(index, "bias"),
                 name=f"layer_{index}",
                 dtype=dtype,
             )
@@ -141,9 +147,6 @@ class Mlp(SizedLayer):
     def _make_weights(self) -> None:
         for layer in (*self.linears, *self.norms):
             layer.build()
-        for index, linear in enumerate(self.linears, start=1):
-            _, bias = linear.weights
-            bias.assign(self._initializer(index, "bias")(bias.shape))
         slope = keras.initializers.Constant(INITIAL_SLOPE)
         self.slopes = [
             self._weight(f"slope_{index}", (1,), slope)
@@ -152,9 +155,8 @@ class Mlp(SizedLayer):
         ]
 
     def _initializer(self, index: int, kind: str) -> keras.Initializer:
-        limit = 1 / math.sqrt(self._widths[index - 1])
         seed = derive_seed(self._seed, self.name, index, kind)
-        return keras.initializers.RandomUniform(-limit, limit, seed=seed)
+        return uniform_by_inputs(self._widths[index - 1], seed)
 
     def call(
         self,
@@ -243,7 +245,7 @@ class CountAutoencoder(SizedLayer):
     https://arxiv.org/abs/2401.03968
     """
 
-    def __init__(  # noqa: PLR0913  (what a checkpoint's parameters say, one by one)
+    def __init__(
         self,
         modalities: Mapping[str, Modality],
         *,
