@@ -325,3 +325,47 @@ def _by_rows(layer: SizedLayer, units: tf.Tensor) -> tf.Tensor:
 def _embed(features: tf.Tensor, layers: Sequence[Linear]) -> tf.Tensor:
     first, second = layers
     return second(tf.nn.silu(first(features)))
+
+
+class GuidedDenoiser:
+    """A denoiser in a run of sampling: what stays the same is computed once.
+
+    Parameters
+    ----------
+    network
+        Predicts the noise.
+    step_index
+        What the network is given as step, by position, ``(n_steps,)``.
+    gates
+        Of `Denoiser.gates`, ``(n_branches, n_cells, n_units)``.
+    weights
+        Of the branches, ``(n_branches,)``; they add up to 1.
+    branch
+        Of `Denoiser.denoise`, where a feature is taken.
+    """
+
+    def __init__(
+        self,
+        network: Denoiser,
+        step_index: tf.Tensor,
+        gates: tf.Tensor,
+        weights: tf.Tensor,
+        branch: int = 0,
+    ) -> None:
+        self._network = network
+        self._shifts = network.shifts(step_index)
+        self._rest = (gates, weights, branch)
+
+    def whole(
+        self, latent: tf.Tensor, position: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the noise ``(n_cells, n_latent)``, and a feature to start from."""
+        shifts = self._shifts[position][None]
+        return self._network.denoise(latent, shifts, *self._rest)
+
+    def part(
+        self, feature: tf.Tensor, latent: tf.Tensor, position: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the noise ``(n_cells, n_latent)``, from a feature of `whole`."""
+        shifts = self._shifts[position][None]
+        return self._network.denoise_from(feature, latent, shifts, *self._rest)
