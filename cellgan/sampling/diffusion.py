@@ -375,15 +375,16 @@ class Sampler:
             )
             return position - 1, cleaner(output, noisy, position), feature
 
+        def goes_on(position: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+            return position >= 0
+
+        position = tf.constant(first)
         if is_full[: first + 1].all():
-            body, state = uncached, (tf.constant(first), start)
-        else:
-            # The first step is a full one, and tells the shape of the feature.
-            position = tf.constant(first)
-            output, feature = network.whole(start, position)
-            after = cleaner(output, start, position)
-            body, state = cached, (position - 1, after, feature)
-        return tf.while_loop(lambda position, *_: position >= 0, body, state)[1]
+            return tf.while_loop(goes_on, uncached, (position, start))[1]
+        # The first step is a full one, and tells the shape of the feature.
+        output, feature = network.whole(start, position)
+        after = cleaner(output, start, position)
+        return tf.while_loop(goes_on, cached, (position - 1, after, feature))[1]
 
     def _full_steps(self) -> list[int]:
         if self.full_steps is None:

@@ -58,8 +58,8 @@ def cosine_betas(n_steps: int) -> Array:
     ends = np.arange(n_steps + 1) / n_steps
     angle = (ends + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2
     kept = np.cos(angle) ** 2
-    betas: Array = np.minimum(1 - kept[1:] / kept[:-1], LARGEST_BETA)
-    return betas
+    betas = np.minimum(1 - kept[1:] / kept[:-1], LARGEST_BETA)
+    return betas.astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,7 @@ class NoiseSchedule:
     @functools.cached_property
     def kept(self) -> Array:
         """Share of the latent's variance that is left."""
-        kept: Array = np.cumprod(1 - self.betas)
-        return kept
+        return np.cumprod(1 - self.betas).astype(np.float64)
 
     @property
     def kept_before(self) -> Array:
