@@ -212,9 +212,11 @@ class InputParameters:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LearningRateParameters:
-    """Exponential decay from `alpha_0` to `alpha_final` over ``max_steps``."""
+    """How the rate changes over ``max_steps``, from `alpha_0` on."""
 
-    decay: bool = True
+    decay: bool | Literal["linear"] = True
+    """true: by the same factor at every step, to `alpha_final`; ``"linear"``: in a
+    straight line to 0; false: not at all."""
     alpha_0: PositiveFloat = 1e-4
     alpha_final: PositiveFloat = 1e-5
 
