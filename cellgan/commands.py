@@ -292,7 +292,8 @@ def generate(
     )
 
     load_tensorflow()
-    from cellgan.generation import TrainedModel, solver_of  # noqa: PLC0415
+    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
         path,
@@ -303,7 +304,7 @@ def generate(
         requests=requests,
         guidance=settings.guidance,
         library_size=settings.library_size,
-        solver=solver_of(settings),
+        solver=SolverSettings.of(settings),
     )
 
 
@@ -346,7 +347,7 @@ def correct(
 
     load_tensorflow()
     from cellgan import correction  # noqa: PLC0415
-    from cellgan.generation import solver_of  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     correction.correct(
         experiment,
@@ -354,7 +355,7 @@ def correct(
         path,
         seed=settings.seed,
         guidance=settings.guidance,
-        solver=solver_of(settings),
+        solver=SolverSettings.of(settings),
     )
 
 
@@ -380,10 +381,10 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
 
     load_tensorflow()
     from cellgan import guidance_sweep  # noqa: PLC0415
-    from cellgan.generation import solver_of  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     guidance_sweep.sweep_guidance(
-        experiment, seed=settings.seed, solver=solver_of(settings)
+        experiment, seed=settings.seed, solver=SolverSettings.of(settings)
     )
 
 

@@ -17,17 +17,39 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
+from cellgan.config import GenerationParameters
 
 
 @dataclasses.dataclass(frozen=True)
 class SolverSettings:
-    """How a differential equation is solved."""
+    """How noise is followed to latents."""
 
     name: str = "midpoint"
     n_steps: int = 10
     """Of solvers with fixed steps."""
     tolerance: float = 1e-3
     """Absolute and relative, of solvers that choose their steps."""
+    eta: float = 0.0
+    """Share of fresh noise in the steps of DDIM."""
+    cache_interval: int = 1
+    """Of steps in which a whole denoiser is computed; 1 for all."""
+    cache_branch: int = 0
+    """How far in the layers reach that are computed in the other steps."""
+    cache_spacing: Literal["even", "uneven"] = "even"
+    """Of the steps in which all is computed."""
+
+    @classmethod
+    def of(cls, parameters: GenerationParameters) -> SolverSettings:
+        """Return the solver that parameters name."""
+        return cls(
+            parameters.solver,
+            parameters.n_steps,
+            parameters.tolerance,
+            parameters.eta,
+            parameters.cache_interval,
+            parameters.cache_branch,
+            parameters.cache_spacing,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ CACHES = {
 
 @pytest.fixture(scope="module")
 def reference(reference_dir) -> DiffusionReference:
+    assert (reference_dir / "cfdiffusion.npz").exists()
     return DiffusionReference(reference_dir)
 
 
