@@ -209,8 +209,8 @@ def test_two_devices_of_one_machine_equal_one_device(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["scGAN", "cscGAN"])
-def test_the_gan_has_the_same_variables_on_two_devices(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["scGAN", "cscGAN", "diffusion"])
+def test_stages_have_the_same_variables_on_two_devices(tmp_path, kind):
     run_program(tmp_path, kind, "mirrored", 2, max_steps=6)
     found = np.load(tmp_path / "variables-0.npz")
     numbers = {name.split("/")[0] for name in found}
