@@ -53,6 +53,17 @@ class SolverSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A second category that cells have a share of, for models that mix categories."""
+
+    covariate: str
+    codes: npt.NDArray[np.int32]
+    """Second category of each cell, ``(n_cells,)``."""
+    shares: npt.NDArray[np.float32]
+    """From 0, the first category alone, to 1, the second alone, ``(n_cells,)``."""
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerationRequest:
     """Which cells to make.
 
@@ -74,6 +85,11 @@ class GenerationRequest:
     """Guidance scale by covariate, 1 where not named; for models that have it."""
     solver: SolverSettings | None = None
     """How to solve what a model integrates; None for its default."""
+    mixture: Mixture | None = None
+    """A second category of the cells; None for none."""
+    noise_step: int | None = None
+    """With `source`, the step of the noise that a diffusion adds to it; None for the
+    last, after which nothing of it is left."""
 
 
 @dataclasses.dataclass(frozen=True)

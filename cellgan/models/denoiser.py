@@ -240,7 +240,8 @@ class Denoiser(SizedLayer):
         gates
             Of `gates`, ``(n_branches, n_cells, n_units)``, or rows that cells share.
         weights
-            ``(n_branches,)``; they add up to 1.
+            ``(n_branches,)``, or those of each cell, ``(n_branches, n_cells)``; they
+            add up to 1.
         branch
             Which connection a later step of `denoise_from` ends at, from 0, the
             outermost, to ``n_up - 1``, the innermost.
@@ -313,7 +314,9 @@ class Denoiser(SizedLayer):
         units = tf.nn.silu(_by_rows(self.head_norm, _by_rows(self.head, hidden)))
         if units.shape[0] == 1:
             return self.output_layer(units[0])
-        return self.output_layer(tf.tensordot(weights, units, 1))
+        if weights.shape.rank == 1:
+            weights = weights[:, None]
+        return self.output_layer(tf.reduce_sum(weights[:, :, None] * units, axis=0))
 
 
 def _by_rows(layer: SizedLayer, units: tf.Tensor) -> tf.Tensor:
@@ -339,7 +342,7 @@ class GuidedDenoiser:
     gates
         Of `Denoiser.gates`, ``(n_branches, n_cells, n_units)``.
     weights
-        Of the branches, ``(n_branches,)``; they add up to 1.
+        Of the branches, as of `Denoiser.denoise`.
     branch
         Of `Denoiser.denoise`, where a feature is taken.
     """

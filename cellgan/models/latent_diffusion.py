@@ -29,6 +29,7 @@ from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.models.autoencoder import AutoencoderStage
 from cellgan.models.base import (
+    Block,
     GeneratedCells,
     GenerationRequest,
     GenerativeModel,
@@ -50,6 +51,7 @@ from cellgan.optimizers import WeightAverage, make_optimizer
 from cellgan.sampling import (
     NoiseSchedule,
     Sampler,
+    add_noise,
     cosine_betas,
     even_full_steps,
     linear_betas,
@@ -109,7 +111,7 @@ class LatentDiffusion(GenerativeModel):
         self._target_library_size = target_library_size
         self._strategy = tf.distribute.get_strategy()
         self._jit = jit
-        self._samplers: dict[SolverSettings, Callable[..., tf.Tensor]] = {}
+        self._samplers: dict[Any, Callable[..., tf.Tensor]] = {}
         self._decode_block = tf.function(self._decode)
         self._encode = tf.function(
             functools.partial(
@@ -134,7 +136,7 @@ class LatentDiffusion(GenerativeModel):
         }
 
     def generate(self, request: GenerationRequest) -> GeneratedCells:
-        """Make the cells of a request.
+        """Make the cells of a request; with a source, from its cells with noise.
 
         Raises
         ------
@@ -142,14 +144,20 @@ class LatentDiffusion(GenerativeModel):
             If a latent is not finite.
         """
         self._take_trained_weights()
-        sample = self._sampler(request.solver or self._solver)
+        settings = request.solver or self._solver
+        first = self._first_position(request, settings)
+        sample = self._sampler(settings, first)
         gates, rows, weights = self._conditions(request)
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces: list[dict[str, Rows]] = []
         for block in blocks_of(request, self._block_size):
-            of_block = np.stack([block.padded(of_branch) for of_branch in rows])
+            of_block, of_weights = (
+                np.stack([block.padded(of_branch) for of_branch in of_cells])
+                for of_cells in (rows, weights)
+            )
             seed = fold_in(root, tf.constant(block.number, tf.int64))
-            latent = sample(tf.gather(gates, of_block), weights, seed)
+            start = self._start(request, block)
+            latent = sample(start, tf.gather(gates, of_block), of_weights, seed)
             if not np.all(np.isfinite(latent)):
                 message = (
                     "latents became infinite or nan on the way. Lower the guidance "
@@ -202,14 +210,36 @@ class LatentDiffusion(GenerativeModel):
         ):
             weight.assign(trained)
 
+    def _start(self, request: GenerationRequest, block: Block) -> tf.Tensor:
+        """Return the scaled latents of the source; zeros without one."""
+        if request.source is None:
+            return tf.zeros((self._block_size, self._network.n_latent))
+        features = {
+            name: tf.constant(block.padded(np.asarray(of)))
+            for name, of in request.source.features.items()
+        }
+        return self._scale(self._encode(features))
+
+    def _first_position(
+        self, request: GenerationRequest, settings: SolverSettings
+    ) -> int | None:
+        """Return the position that sampling starts at; None from noise alone."""
+        if request.source is None:
+            return None
+        last = len(self._schedule) - 1
+        wanted = last if request.noise_step is None else request.noise_step
+        taken = self.sampler(settings)[0].schedule.original_steps
+        return max(0, int(np.searchsorted(taken, wanted, side="right")) - 1)
+
     def _conditions(
         self, request: GenerationRequest
-    ) -> tuple[tf.Tensor, npt.NDArray[np.int32], tf.Tensor]:
-        """Return gates, the row of each cell in each branch, and the branches' weights.
+    ) -> tuple[tf.Tensor, npt.NDArray[np.int32], Rows]:
+        """Return gates, and the row and weight of each cell in each branch.
 
         Gates are those of all combinations of categories that are asked for, each once.
+        Of mixed categories, each has the branches of guidance, with its share.
         """
-        null_codes = self._network.null_codes
+        null_codes, n_cells = self._network.null_codes, request.n_cells
         known = {
             name: np.asarray(of, np.int32)
             for name, of in request.covariates.items()
@@ -222,25 +252,36 @@ class LatentDiffusion(GenerativeModel):
             for name in known
         }
         branches = nested_branches(scales, known, null_codes)
-        weights = tf.constant([branch.weight for branch in branches], tf.float32)
-        if not null_codes:
-            return self._gates({}), np.zeros((1, request.n_cells), np.int32), weights
         nulls = {
-            name: np.full(request.n_cells, null, np.int32)
-            for name, null in null_codes.items()
+            name: np.full(n_cells, null, np.int32) for name, null in null_codes.items()
         }
-        of_rows, rows = nested_conditions(branches, {**nulls, **known}, null_codes)
+        sides, shares = [{**nulls, **known}], np.ones((1, n_cells), np.float32)
+        mixture = request.mixture
+        if mixture is not None:
+            sides.append({**sides[0], mixture.covariate: mixture.codes})
+            shares = np.stack([1 - mixture.shares, mixture.shares])
+        weights = np.stack([branch.weight * shares for branch in branches])
+        weights = weights.astype(np.float32).reshape(-1, n_cells)
+        if not null_codes:
+            return self._gates({}), np.zeros((1, n_cells), np.int32), weights
+        joined = {
+            name: np.concatenate([side[name] for side in sides]) for name in null_codes
+        }
+        of_rows, rows = nested_conditions(branches, joined, null_codes)
         codes = {name: tf.constant(of) for name, of in of_rows.items()}
-        return self._gates(codes), rows, weights
+        return self._gates(codes), rows.reshape(-1, n_cells), weights
 
-    def _sampler(self, settings: SolverSettings) -> Callable[..., tf.Tensor]:
-        """Return the compiled ``(gates, weights, seed) -> latents`` of a block."""
-        if settings not in self._samplers:
+    def _sampler(
+        self, settings: SolverSettings, first: int | None
+    ) -> Callable[..., tf.Tensor]:
+        """Return the compiled ``(latents, gates, weights, seed) -> latents``."""
+        key = (settings, first)
+        if key not in self._samplers:
             shape = (self._block_size, self._network.n_latent)
             sampler, step_index = self.sampler(settings)
 
             def sample(
-                gates: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor
+                start: tf.Tensor, gates: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor
             ) -> tf.Tensor:
                 def noise_of(position: tf.Tensor) -> tf.Tensor:
                     own = fold_in(seed, position + 1)
@@ -253,13 +294,16 @@ class LatentDiffusion(GenerativeModel):
                     weights,
                     settings.cache_branch,
                 )
-                start = tf.random.stateless_normal(
+                noise = tf.random.stateless_normal(
                     shape, fold_in(seed, 0), alg="philox"
                 )
-                return sampler.sample(network, start, noise_of)
+                if first is not None:
+                    position = tf.constant(first)
+                    noise = add_noise(sampler.schedule, start, noise, position)
+                return sampler.sample(network, noise, noise_of, first=first)
 
-            self._samplers[settings] = tf.function(sample, jit_compile=self._jit)
-        return self._samplers[settings]
+            self._samplers[key] = tf.function(sample, jit_compile=self._jit)
+        return self._samplers[key]
 
     def sampler(
         self, settings: SolverSettings

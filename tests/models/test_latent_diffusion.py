@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cellgan.errors import ConfigError, SamplingError
 from cellgan.models import latents
-from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
 from cellgan.models.latent_diffusion import LatentDiffusion
 from cellgan.models.latents import LATENT
 from cellgan.sampling import add_noise
@@ -278,6 +278,54 @@ def test_a_plainly_conditional_request_runs_single_rows(model, monkeypatch):
     generate(model, guidance={"cluster": 2.0, "donor": 2.0})
     generate(model, guidance={"cluster": 2.0})
     assert seen == [1, 2, 3]
+
+
+# Between categories
+
+
+def mixed(model: LatentDiffusion, share: float, **changes) -> np.ndarray:
+    """Return latents between the first and the last cluster."""
+    codes = {**CODES, "cluster": np.zeros(N_CELLS, np.int32)}
+    mixture = Mixture(
+        "cluster", np.full(N_CELLS, 2, np.int32), np.full(N_CELLS, share, np.float32)
+    )
+    options = {"covariates": codes, "mixture": mixture, "solver": DDIM, **changes}
+    return generate(model, **options)[LATENT]
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.0, 0), (1.0, 2)])
+def test_a_mixture_of_one_category_is_that_category(model, share, code):
+    codes = {**CODES, "cluster": np.full(N_CELLS, code, np.int32)}
+    expected = generate(model, covariates=codes, solver=DDIM)[LATENT]
+    np.testing.assert_allclose(mixed(model, share), expected, atol=1e-5)
+
+
+def test_a_mixture_adds_up_the_noise_of_both_categories(model):
+    first, second = (np.full(N_CELLS, code, np.int32) for code in (0, 2))
+    found = mixed(model, 0.3, guidance={})
+    expected = latents_by_hand(
+        model,
+        lambda noise: (
+            0.7 * noise(cluster=first, donor=CODES["donor"])
+            + 0.3 * noise(cluster=second, donor=CODES["donor"])
+        ),
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_cells_with_little_noise_come_back_and_with_all_of_it_do_not(model):
+    cells = make_batch(N_CELLS)
+    own = model.latents(cells.features)
+    solver = SolverSettings("ddim", 50)
+    distances = [
+        np.linalg.norm(
+            generate(model, source=cells, noise_step=step, solver=solver)[LATENT] - own,
+            axis=1,
+        ).mean()
+        for step in (0, 10, None)
+    ]
+    assert distances[0] < 0.1
+    assert distances[0] < distances[1] < distances[2]
 
 
 # Options
