@@ -52,6 +52,8 @@ class ModelConfig:
     """Values of ``generation.solver`` that the family knows."""
     has_latents: ClassVar[bool] = False
     """Whether real cells can be taken to the noise they come from, and back."""
+    mixes_labels: ClassVar[bool] = False
+    """Whether cells between two labels can be asked for."""
 
     def conditions(self, manifest: DatasetManifest) -> tuple[str, ...]:
         """Return the covariates that cells can be asked for by.
@@ -72,6 +74,18 @@ class ModelConfig:
     def makes_counts(self) -> bool:
         """Whether cells come as integer counts."""
         return False
+
+    def check_noise_step(self, step: int, where: str) -> None:
+        """Refuse a step of noise that the model does not have.
+
+        Raises
+        ------
+        ConfigError
+            Saying why; of a model that is no diffusion always.
+        """
+        del step
+        msg = f'{where}: the model type "{self.type}" has no steps of noise.'
+        raise ConfigError(msg)
 
     def check_generation(self, generation: Any, where: str) -> None:
         """Refuse values of the ``generation`` block that do not suit this model.
@@ -350,6 +364,7 @@ class CfdiffusionConfig(ModelConfig):
     )
     GENERATION: ClassVar[Mapping[str, Any]] = {"solver": "ddpm", "n_steps": 100}
     SOLVERS = ("ddpm", "ddim")
+    mixes_labels = True
 
     type: Literal["cfDiffusion"] = "cfDiffusion"
     autoencoder: LatentAutoencoderConfig = LatentAutoencoderConfig()
@@ -399,6 +414,16 @@ class CfdiffusionConfig(ModelConfig):
             )
         if problem:
             msg = f"{where}: {problem}"
+            raise ConfigError(msg)
+
+    def check_noise_step(self, step: int, where: str) -> None:
+        """Refuse a step that the diffusion does not have."""
+        n_steps = self.diffusion.n_steps
+        if not 0 <= step < n_steps:
+            msg = (
+                f"{where}: {step} found, but the model diffuses in {n_steps} steps "
+                f"(model.diffusion.n_steps). Give 0 to {n_steps - 1}."
+            )
             raise ConfigError(msg)
 
 

@@ -177,3 +177,63 @@ def test_expression_has_the_library_size_of_the_scale(tmp_path: Path) -> None:
     assert cells.uns["cellgan"]["scale"] == "library-size-normalised to 1000, no log"
     counts = generate(experiment, tmp_path / "counts.h5ad", "--counts")
     assert np.all(counts.X.data % 1 == 0)
+
+
+def interpolate(experiment: Experiment, path: Path, *options: Any) -> anndata.AnnData:
+    parameters = experiment.folder.parents[1] / "parameters.json"
+    arguments = ["--param", parameters, "--interpolate", "type A", "type C"]
+    assert main([*map(str, [*arguments, *options, "--save_path", path])]) == 0
+    return anndata.read_h5ad(path)
+
+
+def test_cells_between_two_labels_say_what_they_are(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    options = ["--weights", 0, 0.5, 1, "--cells_no", 6, "--solver", "ddim"]
+    cells = interpolate(experiment, tmp_path / "a.h5ad", *options)
+    assert cells.obs["weight"].tolist() == [0.0] * 6 + [0.5] * 6 + [1.0] * 6
+    assert set(cells.obs["from"]) == {"type A"}
+    assert set(cells.obs["to"]) == {"type C"}
+    assert tuple(cells.var_names) == experiment.manifest().features["rna"]
+    latents = cells.obsm["X_latent"].reshape(3, 6, -1)
+    assert np.all(np.any(latents[0] != latents[1], axis=1))
+    assert np.all(np.any(latents[2] != latents[1], axis=1))
+
+
+def test_interpolation_may_start_from_real_cells(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    ends = ["--weights", 0, 1, "--cells_no", 5, "--solver", "ddim", "--n-steps", 50]
+    near, far = (
+        interpolate(experiment, tmp_path / f"{step}.h5ad", *ends, "--init-step", step)
+        for step in (0, 99)
+    )
+    moved = [
+        np.linalg.norm(np.subtract(*of.obsm["X_latent"].reshape(2, 5, -1)), axis=1)
+        for of in (near, far)
+    ]
+    assert moved[0].max() < moved[1].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["type A", "type X"], '--interpolate: cell_type: "type X"'),
+        (
+            ["type A", "type B", "--weights", "1.5"],
+            "--weights: 1.5 found, expected num",
+        ),
+        (["type A", "type B", "--init-step", "100"], "--init-step: 100 found, but the"),
+        (["type A", "type B", "--cells_no", "1", "2"], "with --interpolate, give one"),
+        (["type A", "type B", "--generate"], "run them one after the other"),
+    ],
+)
+def test_wrong_interpolation_is_answered_in_one_message(
+    experiment: Experiment,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    parameters = experiment.folder.parents[1] / "parameters.json"
+    assert main(["--param", str(parameters), "--interpolate", *options]) == 2
+    assert message in capsys.readouterr().err
