@@ -13,8 +13,9 @@ from cellgan.errors import ConfigError, SamplingError
 from cellgan.models import latents
 from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
 from cellgan.models.latent_diffusion import LatentDiffusion
-from cellgan.models.latents import LATENT
+from cellgan.models.latents import LATENT, fold_in
 from cellgan.sampling import add_noise
+from cellgan.seeds import derive_seed
 from tests.models.diffusion_models import (
     CATEGORIES,
     N_GENES,
@@ -170,10 +171,10 @@ def test_a_sampler_is_compiled_once_for_equal_settings(model, whole, monkeypatch
 # Guidance
 
 
-def latents_by_hand(model: LatentDiffusion, predict) -> np.ndarray:
-    """Eight steps of DDIM from the model's noise, with predictions by ``predict``."""
+def latents_by_hand(model: LatentDiffusion, predict, solver=DDIM) -> np.ndarray:
+    """Eight steps from the model's noise, with predictions by ``predict``."""
     network, parts = network_of(model), model.generation_weights()["diffusion"]
-    sampler, steps = model.sampler(DDIM)
+    sampler, steps = model.sampler(solver)
 
     class Naive:
         def whole(self, latent, position):
@@ -188,24 +189,23 @@ def latents_by_hand(model: LatentDiffusion, predict) -> np.ndarray:
 
             return predict(noise), latent
 
-    start = noise_of(model)
-    found = parts["scale"].restore(sampler.sample(Naive(), start, None))
+    found = sampler.sample(
+        Naive(), noise_of(0), lambda position: noise_of(int(position) + 1)
+    )
+    found = parts["scale"].restore(found)
     return tf.math.l2_normalize(found, axis=1).numpy()
 
 
-def noise_of(model: LatentDiffusion) -> tf.Tensor:
-    """Return what blocks start from, worked out from the seed."""
-    from cellgan.models.latents import fold_in
-    from cellgan.seeds import derive_seed
-
+def noise_of(number: int) -> tf.Tensor:
+    """Return what all cells start from, 0, or get at a position, from 1 on."""
     root = tf.constant((derive_seed(5, "noise"), 0), tf.int32)
     blocks = [
         tf.random.stateless_normal(
             (BLOCK, N_LATENT),
-            fold_in(fold_in(root, tf.constant(number, tf.int64)), 0),
+            fold_in(fold_in(root, tf.constant(block, tf.int64)), number),
             alg="philox",
         )
-        for number in range(4)
+        for block in range(4)
     ]
     return tf.concat(blocks, axis=0)[:N_CELLS]
 
@@ -237,6 +237,12 @@ def noise_of(model: LatentDiffusion) -> tf.Tensor:
 def test_guidance_is_the_sum_of_its_branches(model, scales, predict):
     found = generate(model, guidance=scales, solver=DDIM)[LATENT]
     np.testing.assert_allclose(found, latents_by_hand(model, predict), atol=1e-4)
+
+
+def test_drawn_steps_have_noise_of_their_own(model):
+    found = generate(model, guidance={}, solver=DDPM)[LATENT]
+    expected = latents_by_hand(model, lambda noise: noise(**CODES), DDPM)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_covariate_that_is_not_asked_for_is_left_out(model):
