@@ -53,7 +53,8 @@ from cellgan.generation import piece_size, sparse_rows
 from cellgan.manifest import RNA, CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings
-from cellgan.models.latent_flow import LATENT, LatentFlow
+from cellgan.models.latent_flow import LatentFlow
+from cellgan.models.latents import LATENT
 from cellgan.training import CompiledSteps
 from preprocessing.write_tfrecords import write_tfrecords
 

@@ -23,7 +23,9 @@ from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
 ACTIONS = ("process", "train", "generate", "evaluate")
-STUDIES = ("augment", "correct", "guidance_sweep", "translate")
+STUDIES = ("augment", "correct", "guidance_sweep", "interpolate", "translate")
+DEFAULT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+CELLS_PER_WEIGHT = 100
 EPILOG = """\
 examples:
   cellgan --param parameters.json --process --train --generate --evaluate
@@ -114,18 +116,49 @@ def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
     leaking = []
     if options.evaluate:
         leaking = commands.evaluate(experiment, generated=options.save_path)
+    _run_studies(experiment, options)
+    return commands.LEAK if leaking and options.fail_on_leak else 0
+
+
+def _run_studies(experiment: Experiment, options: argparse.Namespace) -> None:
+    from cellgan import commands  # noqa: PLC0415
+
     if options.correct:
-        target = _pairs(options.correct, "--correct") or {}
-        keys = ("guidance", "solver", "n_steps", "tolerance", "seed")
-        given = {
-            key: of for key, of in _generation_keys(options).items() if key in keys
-        }
-        commands.correct(experiment, target, save_path=options.save_path, **given)
+        _correct(experiment, options)
+    if options.interpolate:
+        _interpolate(experiment, options)
     if options.augment:
         commands.augment(
             experiment, options.augment, options.fractions, n_seeds=options.seeds
         )
-    return commands.LEAK if leaking and options.fail_on_leak else 0
+
+
+def _correct(experiment: Experiment, options: argparse.Namespace) -> None:
+    from cellgan import commands  # noqa: PLC0415
+
+    commands.correct(
+        experiment,
+        _pairs(options.correct, "--correct") or {},
+        save_path=options.save_path,
+        guidance=_scales(options.guidance),
+        **_solver_keys(options),
+    )
+
+
+def _interpolate(experiment: Experiment, options: argparse.Namespace) -> None:
+    from cellgan import commands  # noqa: PLC0415
+
+    first, second = options.interpolate
+    commands.interpolate(
+        experiment,
+        (first, second),
+        options.weights or DEFAULT_WEIGHTS,
+        n_cells=_cells_per_weight(options.cells_no),
+        noise_step=options.init_step,
+        save_path=options.save_path,
+        guidance=_scales(options.guidance),
+        **_solver_keys(options),
+    )
 
 
 def _generation_keys(options: argparse.Namespace) -> dict[str, Any]:
@@ -145,6 +178,18 @@ def _solver_keys(options: argparse.Namespace) -> dict[str, Any]:
         "n_steps": options.n_steps,
         "tolerance": options.tolerance,
     }
+
+
+def _cells_per_weight(words: Sequence[str] | None) -> int:
+    if words is None:
+        return CELLS_PER_WEIGHT
+    if len(words) != 1 or not words[0].isdecimal() or not int(words[0]):
+        msg = (
+            f"--cells_no: {' '.join(words)} found: with --interpolate, give one number "
+            "from 1 on, of the cells of each weight."
+        )
+        raise ConfigError(msg)
+    return int(words[0])
 
 
 def _pairs(words: Sequence[str] | None, option: str) -> dict[str, str] | None:
@@ -236,8 +281,8 @@ def _check_options(options: argparse.Namespace) -> None:
     if not wanted and not any(getattr(options, name) for name in others):
         msg = (
             "nothing to do: give one or more of --process --train --generate "
-            "--evaluate, or --augment, --correct, --guidance-sweep, --estimate, "
-            "--import-weights, --print-config."
+            "--evaluate, or --augment, --correct, --guidance-sweep, --interpolate, "
+            "--estimate, --import-weights, --print-config."
         )
         raise ConfigError(msg)
     _check_evaluation_options(options, wanted)
@@ -309,11 +354,15 @@ def _check_generation_options(
     if options.model_path is not None and others:
         msg = "--model_path goes with --generate alone; use --param for the rest."
         raise ConfigError(msg)
-    everywhere = ("generate", "correct", "guidance_sweep")
+    everywhere = ("generate", "correct", "guidance_sweep", "interpolate")
     of_actions: dict[str, tuple[str, ...]] = {
-        **dict.fromkeys(("cells_no", "counts", "requests"), ("generate",)),
+        **dict.fromkeys(("counts", "requests"), ("generate",)),
+        "cells_no": ("generate", "interpolate"),
+        **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
         **dict.fromkeys(("condition", "library_size"), ("generate",)),
-        **dict.fromkeys(("guidance", "save_path"), ("generate", "correct")),
+        **dict.fromkeys(
+            ("guidance", "save_path"), ("generate", "correct", "interpolate")
+        ),
         **dict.fromkeys(("solver", "n_steps", "tolerance"), everywhere),
         "seed": everywhere if options.real is None else ("evaluate",),
     }
@@ -326,6 +375,14 @@ def _check_generation_options(
             raise ConfigError(msg)
     _generation_keys(options)  # whose words are read: a slip is told at once
     _pairs(options.correct, "--correct")
+    if options.interpolate:
+        _cells_per_weight(options.cells_no)
+        if options.generate or options.correct:
+            msg = (
+                "--interpolate shares options with --generate and --correct: run them "
+                "one after the other."
+            )
+            raise ConfigError(msg)
     if options.save_path is not None and options.generate and options.correct:
         msg = (
             "--save_path names one file, but --generate and --correct write one each: "
@@ -360,10 +417,12 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
     for name in (*ACTIONS, *flags):
         if getattr(options, name):
             arguments.append(_option(name))
-    for name in ("cells_no", "condition", "guidance", "correct"):
+    lists = ("cells_no", "condition", "guidance", "correct", "interpolate", "weights")
+    for name in lists:
         if getattr(options, name):
-            arguments += [_option(name), *getattr(options, name)]
-    for name in ("seed", "requests", "library_size", "solver", "n_steps", "tolerance"):
+            arguments += [_option(name), *map(str, getattr(options, name))]
+    numbers = ("seed", "requests", "library_size", "init_step")
+    for name in (*numbers, "solver", "n_steps", "tolerance"):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
     if options.augment:
@@ -452,6 +511,26 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         help="predict one modality from the other: refused, no model type can",
     )
     add(
+        "--interpolate",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="make cells between two labels",
+    )
+    add(
+        "--weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="with --interpolate: 0 is FROM, 1 is TO (0 0.25 0.5 0.75 1)",
+    )
+    add(
+        "--init-step",
+        type=int,
+        metavar="N",
+        help="with --interpolate: start from training cells of FROM with the noise of "
+        "this step; by default from noise alone",
+    )
+    add(
         "--guidance-sweep",
         action="store_true",
         help="compare cells generated with several guidance scales",
@@ -495,7 +574,12 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         help="of RNA: a number, or modelled (default) or copied from training cells "
         "with the same covariates",
     )
-    add("--solver", metavar="NAME", help="euler, midpoint, heun, rk4 or dopri5")
+    add(
+        "--solver",
+        metavar="NAME",
+        help="of CFGen: euler, midpoint, heun, rk4 or dopri5; of cfDiffusion: ddpm or "
+        "ddim",
+    )
     add("--n-steps", type=int, metavar="N", help="steps of the solver")
     add("--tolerance", type=float, metavar="T", help="with --solver dopri5")
     add(

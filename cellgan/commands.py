@@ -294,7 +294,8 @@ def generate(
     )
 
     load_tensorflow()
-    from cellgan.generation import TrainedModel, solver_of  # noqa: PLC0415
+    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
         path,
@@ -305,7 +306,7 @@ def generate(
         requests=requests,
         guidance=settings.guidance,
         library_size=settings.library_size,
-        solver=solver_of(settings),
+        solver=SolverSettings.of(settings),
     )
 
 
@@ -348,7 +349,7 @@ def correct(
 
     load_tensorflow()
     from cellgan import correction  # noqa: PLC0415
-    from cellgan.generation import solver_of  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     correction.correct(
         experiment,
@@ -356,7 +357,59 @@ def correct(
         path,
         seed=settings.seed,
         guidance=settings.guidance,
-        solver=solver_of(settings),
+        solver=SolverSettings.of(settings),
+    )
+
+
+def interpolate(
+    experiment: Experiment,
+    ends: tuple[str, str],
+    weights: Sequence[float],
+    *,
+    n_cells: int,
+    noise_step: int | None = None,
+    save_path: Path | None = None,
+    **given: Any,
+) -> None:
+    """Make cells between two labels.
+
+    Parameters
+    ----------
+    ends, weights, n_cells, noise_step
+        Of `cellgan.interpolation.InterpolationRequest`.
+    given
+        Keys of the ``generation`` block, as in `generate`: `seed`, `guidance`,
+        `solver`, `n_steps`, `tolerance`.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        As `cellgan.interpolation.interpolate`.
+    """
+    manifest = experiment.manifest()
+    experiment.check_frozen("input_ds", "model")
+    settings = config.with_generation(
+        experiment.parameters, {k: v for k, v in given.items() if v is not None}
+    ).generation
+    path = check_save_path(
+        save_path or experiment.interpolated_file, modalities=manifest.features
+    )
+    if path.suffix != ".h5ad":
+        msg = f"--save_path: {path}: interpolated cells go to .h5ad files alone."
+        raise ConfigError(msg)
+
+    load_tensorflow()
+    from cellgan import interpolation  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
+
+    interpolation.interpolate(
+        experiment,
+        interpolation.InterpolationRequest(
+            ends, tuple(weights), n_cells, noise_step, settings.seed
+        ),
+        path,
+        guidance=settings.guidance,
+        solver=SolverSettings.of(settings),
     )
 
 
@@ -382,13 +435,13 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
 
     load_tensorflow()
     from cellgan import guidance_sweep  # noqa: PLC0415
-    from cellgan.generation import solver_of  # noqa: PLC0415
+    from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     guidance_sweep.sweep_guidance(
         experiment,
         seed=settings.seed,
         library_size=settings.library_size,
-        solver=solver_of(settings),
+        solver=SolverSettings.of(settings),
     )
 
 

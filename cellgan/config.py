@@ -212,9 +212,11 @@ class InputParameters:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LearningRateParameters:
-    """Exponential decay from `alpha_0` to `alpha_final` over ``max_steps``."""
+    """How the rate changes over ``max_steps``, from `alpha_0` on."""
 
-    decay: bool = True
+    decay: bool | Literal["linear"] = True
+    """true: by the same factor at every step, to `alpha_final`; ``"linear"``: in a
+    straight line to 0; false: not at all."""
     alpha_0: PositiveFloat = 1e-4
     alpha_final: PositiveFloat = 1e-5
 
@@ -327,10 +329,22 @@ class GenerationParameters:
     guidance: dict[str, float] = dataclasses.field(default_factory=dict)
     """Guidance scale by covariate: 1 is plainly conditional, 0 ignores it, more is
     more typical. 1 where not named."""
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "midpoint"
-    """How the flow is followed from noise to a cell."""
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "ddpm", "ddim"] = (
+        "midpoint"
+    )
+    """How noise is followed to a cell: a flow by the first five, a diffusion by
+    ``"ddpm"``, which draws every step, or ``"ddim"``, which draws none with `eta` 0."""
     n_steps: Positive = 10
     """Steps of every solver but ``"dopri5"``, which chooses its own."""
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of fresh noise in the steps of ``"ddim"``."""
+    cache_interval: Positive = 1
+    """The whole denoiser is computed in every so-manieth step, and its outer layers
+    alone in between; 1 for all of it in every step."""
+    cache_branch: NonNegative = 0
+    """How far in the outer layers reach, from 0."""
+    cache_spacing: Literal["even", "uneven"] = "even"
+    """``"uneven"``: as many whole steps, most of them where there is little noise."""
     tolerance: PositiveFloat = 1e-3
     """Absolute and relative error that a step of ``"dopri5"`` may make."""
     library_size: Positive | Literal["modelled", "copied"] = "modelled"
@@ -424,6 +438,8 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
         raise ConfigError(msg)
     family = MODEL_TYPES[model_type][0]
     generation = block.get("generation", {})
+    if isinstance(generation, dict):
+        generation = _laid_over(family.GENERATION, generation)
     parameters = ExperimentParameters(
         input_ds=_parse(InputParameters, block["input_ds"], f"{where}.input_ds"),
         training=_parse_training(block.get("training", {}), family, where),
@@ -449,6 +465,7 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
             'from counts. Set it to "counts", or leave it out.'
         )
         raise ConfigError(msg)
+    parameters.model.check_generation(parameters.generation, f"{where}.generation")
     return _resolve_library_size(parameters, where)
 
 
@@ -526,6 +543,7 @@ def with_generation(
     block = {**as_json(parameters.generation), **given}
     generation = _parse(GenerationParameters, block, "command line")
     _refuse_keys_of_others(generation, "generation", parameters.model, "command line")
+    parameters.model.check_generation(generation, "command line")
     return dataclasses.replace(parameters, generation=generation)
 
 

@@ -23,9 +23,9 @@ from cellgan.batches import CellBatch
 from cellgan.checkpoints import variables_by_part
 from cellgan.config import ExperimentParameters
 from cellgan.evaluation import plots
-from cellgan.generation import MOST_VALUES, piece_size, solver_of
+from cellgan.generation import MOST_VALUES, piece_size
 from cellgan.manifest import ATAC, RNA, DatasetManifest
-from cellgan.models.base import GenerationRequest, TrainingStage
+from cellgan.models.base import GenerationRequest, SolverSettings, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training import CompiledSteps
 from cellgan.validation import PROJECTED_COMPONENTS
@@ -304,7 +304,7 @@ def _seconds_per_cell(
         seed=0,
         library_sizes=sizes,
         guidance=wanted.guidance,
-        solver=solver_of(wanted),
+        solver=SolverSettings.of(wanted),
     )
     model.generate(request)
     started = time.perf_counter()

@@ -126,6 +126,11 @@ class Experiment:
         return self.generated_file.with_stem("corrected")
 
     @property
+    def interpolated_file(self) -> Path:
+        """Where cells between two labels go unless told otherwise."""
+        return self.generated_file.with_stem("interpolated")
+
+    @property
     def guidance_file(self) -> Path:
         """Table of the guidance sweep; a figure of the same name is beside it."""
         return self.generated_file.with_name("guidance_sweep.csv")

@@ -36,7 +36,7 @@ from cellgan.cell_requests import (
     check_library_sizes,
     check_save_path,
 )
-from cellgan.config import GenerationParameters, as_json
+from cellgan.config import as_json
 from cellgan.experiment import Experiment
 from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
@@ -389,11 +389,6 @@ class TrainedModel:
                 f"trained on library sizes normalised to {size}, not rescaled, no log"
             )
         return f"library-size-normalised to {size}, no log"
-
-
-def solver_of(parameters: GenerationParameters) -> SolverSettings:
-    """Return the solver that parameters name."""
-    return SolverSettings(parameters.solver, parameters.n_steps, parameters.tolerance)
 
 
 def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:

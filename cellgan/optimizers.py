@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimisers, learning-rate schedules, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -52,6 +52,39 @@ class GeometricDecay(keras.optimizers.schedules.LearningRateSchedule):
             "max_steps": self.max_steps,
             "updates_per_step": self.updates_per_step,
         }
+
+
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Learning rate that falls by the same amount at every step, to 0.
+
+    Parameters
+    ----------
+    initial
+        Learning rate of the first two updates.
+    max_steps
+        Length of the run, in steps.
+
+    Notes
+    -----
+    As in scDiffusion and cfDiffusion, whose rate follows the update: the one after `k`
+    updates is ``initial * (1 - (k - 1) / max_steps)``.
+    """
+
+    def __init__(self, initial: float, max_steps: int) -> None:
+        self.initial = initial
+        self.max_steps = max_steps
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Return the rate of the update that follows `step` updates."""
+        completed = tf.cast(tf.maximum(tf.convert_to_tensor(step) - 1, 0), tf.float32)
+        return self.initial * tf.maximum(1 - completed / self.max_steps, 0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"initial": self.initial, "max_steps": self.max_steps}
+
+
+Schedule = float | GeometricDecay | LinearDecay
 
 
 class Adam(keras.optimizers.Adam):
@@ -137,7 +170,7 @@ class AdamW(Adam):
 
 
 def adam(
-    learning_rate: float | GeometricDecay,
+    learning_rate: Schedule,
     moments: tuple[float, float],
     *,
     amsgrad: bool,
@@ -158,7 +191,7 @@ def adam(
 
 
 def adamw(
-    learning_rate: float | GeometricDecay,
+    learning_rate: Schedule,
     moments: tuple[float, float],
     *,
     weight_decay: float,
@@ -192,9 +225,15 @@ def make_optimizer(
         Updates that it makes in every training step but the first.
     """
     rate, settings = training.learning_rate, training.optimizer
-    final = rate.alpha_final if rate.decay else rate.alpha_0
-    # A schedule also when the rate is constant: a checkpoint must not bring its own.
-    schedule = GeometricDecay(rate.alpha_0, final, training.max_steps, updates_per_step)
+    schedule: GeometricDecay | LinearDecay
+    if rate.decay == "linear":
+        schedule = LinearDecay(rate.alpha_0, training.max_steps * updates_per_step)
+    else:
+        final = rate.alpha_final if rate.decay else rate.alpha_0
+        # A schedule also when the rate is constant: a checkpoint must not bring its own
+        schedule = GeometricDecay(
+            rate.alpha_0, final, training.max_steps, updates_per_step
+        )
     moments = (settings.beta1, settings.beta2)
     if settings.algorithm == "AdamW":
         return adamw(schedule, moments, weight_decay=settings.weight_decay)
@@ -234,3 +273,50 @@ def update_weights(
         gradients = [gradient / n_replicas for gradient in gradients]
     optimizer.apply(gradients, weights)
     return norm
+
+
+class WeightAverage:
+    """Exponential moving average of weights, as variables beside them.
+
+    Parameters
+    ----------
+    weights
+        Built. Their average starts from their values.
+    rate
+        Share of the old average that an update keeps, from 0 to 1.
+    has_warm_up
+        Keep a share of ``(1 + k) / (10 + k)`` in update `k`, while it is smaller: a
+        short run is then not an average with the initial weights.
+    """
+
+    def __init__(
+        self, weights: Sequence[keras.Variable], rate: float, *, has_warm_up: bool
+    ) -> None:
+        self._weights = list(weights)
+        self._rate = rate
+        self._has_warm_up = has_warm_up
+        self.variables = [
+            keras.Variable(
+                weight,
+                trainable=False,
+                # All replicas hold the same weights, and so the same average.
+                aggregation="only_first_replica",
+                name=f"average_{index}",
+            )
+            for index, weight in enumerate(weights)
+        ]
+
+    def update(self, step: tf.Tensor) -> None:
+        """Let the averages take one step towards the weights.
+
+        Parameters
+        ----------
+        step
+            Updates of the average before this one.
+        """
+        rate = tf.constant(self._rate, tf.float32)
+        if self._has_warm_up:
+            step = tf.cast(step, tf.float32)
+            rate = tf.minimum(rate, (1 + step) / (10 + step))
+        for average, weight in zip(self.variables, self._weights, strict=True):
+            average.assign_add((1 - rate) * (weight - average))

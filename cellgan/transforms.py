@@ -11,7 +11,10 @@ from typing import Literal
 
 import tensorflow as tf
 
-InputTransform = Literal["log1p", "proportions", "log1p_proportions", "none"]
+InputTransform = Literal[
+    "log1p", "proportions", "log1p_proportions", "log1p_per_10000", "none"
+]
+PER_10000 = 10_000.0
 
 
 def normalize_library_size(
@@ -70,12 +73,14 @@ def encoder_input(counts: tf.Tensor, transform: InputTransform) -> tf.Tensor:
         - ``"log1p"``: ``log(1 + x)``, not scaled by the total;
         - ``"proportions"``: ``x / s``, with ``s`` the total of the cell;
         - ``"log1p_proportions"``: ``log(1 + x / s)``;
+        - ``"log1p_per_10000"``: ``log(1 + 10,000 x / s)``;
         - ``"none"``: ``x``, for features that are 0 or 1.
 
     Notes
     -----
     CFGen's names are ``log_gexp``, ``proportions`` and ``log_gexp_scaled``.
     """
-    if transform.endswith("proportions"):
-        counts = normalize_library_size(counts, tf.reduce_sum(counts, axis=1), 1)
+    if transform not in ("log1p", "none"):
+        target = PER_10000 if transform == "log1p_per_10000" else 1
+        counts = normalize_library_size(counts, tf.reduce_sum(counts, axis=1), target)
     return tf.math.log1p(counts) if transform.startswith("log1p") else counts

@@ -55,6 +55,7 @@ GROUPS = {
         "cellgan.generation",
         "cellgan.guidance_sweep",
         "cellgan.integer_counts",
+        "cellgan.interpolation",
         "cellgan.queue",
         "cellgan.summaries",
         "cellgan.training",

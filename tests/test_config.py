@@ -21,6 +21,7 @@ from cellgan.config import (
     with_generation,
 )
 from cellgan.errors import ConfigError
+from tests.manifests import make_manifest
 
 ORIGINAL = {
     "exp_param": {"experiments_dir": "experiments", "GPU": [0]},
@@ -450,7 +451,10 @@ def test_wrong_generation_option_is_named(given: Any, message: str) -> None:
         with_generation(cfgen(), given)
 
 
-CFGEN_ONLY = r'no meaning for the model type "cscGAN", only for CFGen\. Leave it out'
+LATENT_ONLY = (
+    r'no meaning for the model type "cscGAN", only for CFGen, cfDiffusion\. '
+    "Leave it out"
+)
 WRONG_STAGES = {
     "unknown stage": (
         {"training": {"stages": {"flw": {}}}},
@@ -492,19 +496,19 @@ WRONG_STAGES = {
     ),
     "clipping of a GAN": (
         {"model": {}, "training": {"clip_norm": 1.0}},
-        rf"here\.training: clip_norm has {CFGEN_ONLY}",
+        rf"here\.training: clip_norm has {LATENT_ONLY}",
     ),
     "clipping of a GAN in its stage": (
         {"model": {}, "training": {"stages": {"gan": {"clip_norm": 1.0}}}},
-        rf"here\.training\.stages\.gan: clip_norm has {CFGEN_ONLY}",
+        rf"here\.training\.stages\.gan: clip_norm has {LATENT_ONLY}",
     ),
     "guidance of a GAN": (
         {"model": {}, "generation": {"guidance": {"cluster": 2.0}}},
-        rf"here\.generation: guidance has {CFGEN_ONLY}",
+        rf"here\.generation: guidance has {LATENT_ONLY}",
     ),
     "solver of a GAN": (
         {"model": {}, "generation": {"solver": "rk4"}},
-        rf"here\.generation: solver has {CFGEN_ONLY}",
+        rf"here\.generation: solver has {LATENT_ONLY}",
     ),
     "covariate named twice": (
         {"model": {"type": "CFGen", "flow": {"condition_on": ["a", "a"]}}},
@@ -535,3 +539,103 @@ WRONG_STAGES = {
 def test_wrong_value_of_a_family_is_named(blocks: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cfgen(**blocks)
+
+
+# cfDiffusion
+
+
+def cfdiffusion(**blocks: Any) -> Any:
+    """Parse an experiment of cfDiffusion."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {"type": "cfDiffusion"},
+        **blocks,
+    }
+    return parse_experiment(block, "here")
+
+
+def test_family_starts_from_its_own_generation_values() -> None:
+    generation = cfdiffusion().generation
+    assert (generation.solver, generation.n_steps) == ("ddpm", 100)
+    given = cfdiffusion(generation={"n_steps": 7}).generation
+    assert (given.solver, given.n_steps) == ("ddpm", 7)
+    assert cfgen().generation.solver == "midpoint"
+
+
+def test_diffusion_anneals_its_rate_in_a_straight_line() -> None:
+    training = cfdiffusion().training
+    decays = [training.of_stage(name).learning_rate.decay for name in training.stages]
+    assert decays == [True, "linear"]
+
+
+def test_cells_are_counts_with_the_decoder_of_counts_alone() -> None:
+    assert cfdiffusion().model.makes_counts
+    squared = {"type": "cfDiffusion", "autoencoder": {"decoder": "squared_error"}}
+    assert not cfdiffusion(model=squared).model.makes_counts
+
+
+SQUARED = {"type": "cfDiffusion", "autoencoder": {"decoder": "squared_error"}}
+WRONG_DIFFUSION = {
+    "more steps than the schedule has": (
+        {"generation": {"n_steps": 1001}},
+        r"here\.generation: n_steps is 1001, but the model diffuses in 1000 steps",
+    ),
+    "cache interval below 1": (
+        {"generation": {"cache_interval": 0}},
+        r"here\.generation\.cache_interval: 0 found, expected greater than or equal",
+    ),
+    "connection that there is not": (
+        {"generation": {"cache_branch": 3}},
+        r"cache_branch is 3, but the denoiser has 3 connections\. Give 0 to 2",
+    ),
+    "solver of a flow": (
+        {"generation": {"solver": "rk4"}},
+        r'solver is "rk4", which the model type "cfDiffusion" does not know\. Solvers: '
+        r"ddpm, ddim",
+    ),
+    "eta without ddim": (
+        {"generation": {"eta": 0.5}},
+        r"eta is 0\.5, which only the solver ddim has",
+    ),
+    "eta above 1": (
+        {"generation": {"solver": "ddim", "eta": 1.5}},
+        r"generation\.eta: 1\.5 found, expected less than or equal to 1",
+    ),
+    "library sizes without counts": (
+        {"model": SQUARED, "generation": {"library_size": 900}},
+        r"library_size is given, but cells are not counts\. Leave it out",
+    ),
+    "tolerance of another family": (
+        {"generation": {"tolerance": 0.1}},
+        r'tolerance has no meaning for the model type "cfDiffusion", only for CFGen',
+    ),
+    "odd width": (
+        {"model": {"type": "cfDiffusion", "diffusion": {"widths": [7, 4]}}},
+        r"model\.diffusion\.widths: widths are \[7, 4\]: give two or more, the first",
+    ),
+    "residual layers that differ": (
+        {"model": {"type": "cfDiffusion", "autoencoder": {"residual": True}}},
+        r"residual is true but layers are \[512, 256\]: make them equal",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"), WRONG_DIFFUSION.values(), ids=WRONG_DIFFUSION.keys()
+)
+def test_wrong_value_of_a_diffusion_is_named(blocks: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cfdiffusion(**blocks)
+
+
+def test_solver_of_a_diffusion_is_refused_by_a_flow() -> None:
+    with pytest.raises(ConfigError, match=r'"CFGen" does not know\. Solvers: euler'):
+        with_generation(cfgen(), {"solver": "ddim"})
+
+
+def test_unknown_condition_of_a_diffusion_is_named() -> None:
+    model = cfdiffusion(
+        model={"type": "cfDiffusion", "diffusion": {"condition_on": ["donr"]}}
+    ).model
+    with pytest.raises(ConfigError, match=r'diffusion\.condition_on: .* "donr"'):
+        model.conditions(make_manifest())

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.config import OptimizerParameters, TrainingParameters
+from cellgan.config import (
+    LearningRateParameters,
+    OptimizerParameters,
+    TrainingParameters,
+)
 from cellgan.optimizers import (
     Adam,
     AdamW,
     GeometricDecay,
+    LinearDecay,
+    WeightAverage,
     adam,
     adamw,
     make_optimizer,
@@ -194,3 +200,40 @@ def test_replicas_move_by_the_clipped_mean_of_their_gradients():
     assert whole[1] == [[3, 4], [3, 4]]
     assert clipped[0] == [5, 5]
     np.testing.assert_allclose(clipped[1], [[1.5, 2], [1.5, 2]], rtol=1e-6)
+
+
+def test_linear_decay_falls_to_zero_one_update_late():
+    rates = [float(LinearDecay(1.0, 10)(updates)) for updates in (0, 1, 2, 6, 11, 30)]
+    np.testing.assert_allclose(rates, [1, 1, 0.9, 0.5, 0, 0], atol=1e-6)
+
+
+def test_linear_decay_is_made_where_parameters_say_so():
+    rate = LearningRateParameters(decay="linear", alpha_0=0.5)
+    training = TrainingParameters(learning_rate=rate, max_steps=4)
+    optimizer = make_optimizer(training)
+    optimizer.build([])
+    assert float(optimizer.learning_rate) == 0.5
+    optimizer.iterations.assign(3)
+    assert float(optimizer.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("has_warm_up", "rates"),
+    [(False, [0.5, 0.5, 0.5]), (True, [1 / 10, 2 / 11, 3 / 12])],
+)
+def test_average_is_the_weighted_sum_of_weights_so_far(has_warm_up, rates):
+    weight = keras.Variable([0.0, 8.0])
+    average = WeightAverage([weight], 0.5, has_warm_up=has_warm_up)
+    expected = np.array([0.0, 8.0])
+    for step, rate in enumerate(rates):
+        weight.assign([step + 1.0, 0.0])
+        average.update(tf.constant(step))
+        expected = rate * expected + (1 - rate) * np.array([step + 1.0, 0.0])
+    np.testing.assert_allclose(average.variables[0], expected, rtol=1e-6)
+
+
+def test_average_is_a_state_of_its_own():
+    weight = keras.Variable([1.0])
+    average = WeightAverage([weight], 0.9, has_warm_up=False)
+    weight.assign([5.0])
+    assert float(average.variables[0][0]) == 1.0

@@ -19,7 +19,13 @@ from cellgan.cli import main
 from cellgan.evaluation import plots
 from cellgan.training import Schedule
 from tests.linear_stage import LinearStage
-from tests.training_run import STAGES, make_cfgen_stages, saved_variables, train
+from tests.training_run import (
+    STAGES,
+    make_cfdiffusion_stages,
+    make_cfgen_stages,
+    saved_variables,
+    train,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = Schedule(
@@ -82,6 +88,19 @@ def test_resume_is_exact_for_the_flow_of_cfgen_in_a_new_model(tmp_path):
     for stage in whole:
         train(tmp_path / "whole", stage, schedule)
     kept = ("autoencoder/checkpoints/model-6", "flow/checkpoints/model-3")
+    keep_checkpoints(tmp_path, *kept)
+    for stage in resumed:
+        train(tmp_path / "cut", stage, schedule)
+    for mine, other in zip(resumed, whole, strict=True):
+        assert_same_variables(mine, other)
+
+
+def test_resume_is_exact_for_both_stages_of_cfdiffusion_in_a_new_model(tmp_path):
+    whole, resumed = make_cfdiffusion_stages(), make_cfdiffusion_stages()
+    schedule = Schedule(6, 0, 0, 0, 3)
+    for stage in whole:
+        train(tmp_path / "whole", stage, schedule)
+    kept = ("autoencoder/checkpoints/model-3", "diffusion/checkpoints/model-3")
     keep_checkpoints(tmp_path, *kept)
     for stage in resumed:
         train(tmp_path / "cut", stage, schedule)

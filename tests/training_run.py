@@ -1,7 +1,7 @@
 """Training for tests: in this process, or as a program that is killed or distributed.
 
-Stages are a linear one, tiny GANs and those of a tiny CFGen, on cells that are a
-function of their number.
+Stages are a linear one, tiny GANs, those of a tiny CFGen and of a tiny cfDiffusion, on
+cells that are a function of their number.
 """
 
 from __future__ import annotations
@@ -76,6 +76,20 @@ def make_cfgen_stages() -> tuple[TrainingStage, ...]:
     }
     sizes = [(10.0, 20.0), (30.0, 50.0), (70.0, 90.0)]
     manifest = make_manifest(("A", "B", "C"), (10, 20, 34), N_GENES, sizes)
+    return build_model(parse_experiment(block, "test"), manifest).stages()
+
+
+def make_cfdiffusion_stages() -> tuple[TrainingStage, ...]:
+    """Build both stages of a tiny cfDiffusion."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {
+            "type": "cfDiffusion",
+            "autoencoder": {"n_latent": 3, "layers": [6]},
+            "diffusion": {"widths": [6, 4], "n_steps": 200},
+        },
+    }
+    manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
     return build_model(parse_experiment(block, "test"), manifest).stages()
 
 
@@ -184,6 +198,7 @@ STAGES = {
     "cscGAN": lambda: make_gan_stage("cscGAN"),
     "autoencoder": lambda: make_cfgen_stages()[0],
     "flow": lambda: make_cfgen_stages()[1],
+    "diffusion": lambda: make_cfdiffusion_stages()[1],
 }
 
 

@@ -15,7 +15,13 @@ from cellgan.layers.conditioning import (
     one_hot,
     unbiased,
 )
-from cellgan.layers.mlp import Linear, glorot_uniform, he_normal, scale_to_library_size
+from cellgan.layers.mlp import (
+    Linear,
+    glorot_uniform,
+    he_normal,
+    scale_to_library_size,
+    uniform_by_inputs,
+)
 from cellgan.layers.sized import SizedLayer
 
 __all__ = [
@@ -31,4 +37,5 @@ __all__ = [
     "one_hot",
     "scale_to_library_size",
     "unbiased",
+    "uniform_by_inputs",
 ]

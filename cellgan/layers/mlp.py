@@ -25,9 +25,11 @@ class Linear(SizedLayer):
     n_inputs, n_outputs
         Widths.
     initializer
-        Of the kernel ``(n_inputs, n_outputs)``; the bias starts at 0.
+        Of the kernel ``(n_inputs, n_outputs)``.
     use_bias
         Whether there is a bias ``(n_outputs,)``.
+    bias_initializer
+        Of the bias, which starts at 0 by default.
     name
         Name of the layer, the last part of its weights' paths.
     dtype
@@ -41,18 +43,22 @@ class Linear(SizedLayer):
         initializer: keras.Initializer,
         *,
         use_bias: bool = True,
+        bias_initializer: keras.Initializer | str = "zeros",
         name: str | None = None,
         dtype: str = "float32",
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self._shape = (n_inputs, n_outputs)
         self._initializer = initializer
+        self._bias_initializer = bias_initializer
         self._use_bias = use_bias
 
     def _make_weights(self) -> None:
         self.kernel = self._weight("kernel", self._shape, self._initializer)
         self.bias = (
-            self._weight("bias", self._shape[1:], "zeros") if self._use_bias else None
+            self._weight("bias", self._shape[1:], self._bias_initializer)
+            if self._use_bias
+            else None
         )
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -78,6 +84,12 @@ class Linear(SizedLayer):
 def glorot_uniform(seed: int) -> keras.Initializer:
     """Draw uniformly within ``sqrt(6 / (n_inputs + n_outputs))`` of 0."""
     return keras.initializers.GlorotUniform(seed)
+
+
+def uniform_by_inputs(n_inputs: int, seed: int) -> keras.Initializer:
+    """Draw uniformly within ``1 / sqrt(n_inputs)`` of 0."""
+    limit = 1 / math.sqrt(n_inputs)
+    return keras.initializers.RandomUniform(-limit, limit, seed=seed)
 
 
 def he_normal(n_inputs: int, n_outputs: int, seed: int) -> keras.Initializer:

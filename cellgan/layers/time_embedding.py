@@ -1,4 +1,4 @@
-"""Positions in time, and other scalars of about unit range, as features of a network.
+"""Positions in time, steps, and other scalars, as features of a network.
 
 A network sees a number through sines and cosines of many frequencies: the slow ones
 order all positions, the fast ones tell neighbours apart.
@@ -56,3 +56,38 @@ def sinusoidal_features(
     angles = tf.cast(largest_angle, positions.dtype) * positions[:, None]
     angles *= tf.constant(frequencies, positions.dtype)
     return tf.concat([tf.sin(angles), tf.cos(angles)], axis=1)
+
+
+def step_features(step_index: tf.Tensor, width: int) -> tf.Tensor:
+    """Return cosines, then sines of angles proportional to a diffusion step.
+
+    Parameters
+    ----------
+    step_index
+        Of the schedule that was trained on, 0 the cleanest, ``(n_steps,)``.
+    width
+        Number of features, even.
+
+    Returns
+    -------
+    ``(n_steps, width)`` float32. The fastest feature has an angle of one radian per
+    step, the slowest nearly a 10,000th of it.
+
+    Raises
+    ------
+    ValueError
+        If `width` is odd.
+
+    References
+    ----------
+    Ho et al. (2020), Denoising Diffusion Probabilistic Models, appendix B.
+    https://arxiv.org/abs/2006.11239
+    """
+    if width % 2:
+        message = f"step features: width {width}; it must be even."
+        raise ValueError(message)
+    n_frequencies = width // 2
+    frequencies = np.power(FREQUENCY_RANGE, -np.arange(n_frequencies) / n_frequencies)
+    angles = tf.cast(step_index, tf.float32)[:, None]
+    angles *= tf.constant(frequencies, tf.float32)
+    return tf.concat([tf.cos(angles), tf.sin(angles)], axis=1)

@@ -125,12 +125,16 @@ class AutoencoderStage(TrainingStage):
     ) -> dict[str, tf.Tensor]:
         """Return the loss and what it is made of, by TensorBoard tag."""
         codes = batch.covariates[self._label]
-        parts = self.network.negative_log_likelihoods(
+        parts = self.network.reconstruction_losses(
             batch.features, batch.library_size, logits, codes
         )
-        by_modality = {
-            f"negative_log_likelihood/{name}": of for name, of in parts.items()
+        kinds = {
+            name: "squared_error"
+            if each.likelihood == "squared_error"
+            else "negative_log_likelihood"
+            for name, each in self.network.modalities.items()
         }
+        by_modality = {f"{kinds[name]}/{name}": of for name, of in parts.items()}
         return {"loss": self.network.loss(parts), **by_modality}
 
     def gradients(

@@ -17,17 +17,50 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
+from cellgan.config import GenerationParameters
 
 
 @dataclasses.dataclass(frozen=True)
 class SolverSettings:
-    """How a differential equation is solved."""
+    """How noise is followed to latents."""
 
     name: str = "midpoint"
     n_steps: int = 10
     """Of solvers with fixed steps."""
     tolerance: float = 1e-3
     """Absolute and relative, of solvers that choose their steps."""
+    eta: float = 0.0
+    """Share of fresh noise in the steps of DDIM."""
+    cache_interval: int = 1
+    """Of steps in which a whole denoiser is computed; 1 for all."""
+    cache_branch: int = 0
+    """How far in the layers reach that are computed in the other steps."""
+    cache_spacing: Literal["even", "uneven"] = "even"
+    """Of the steps in which all is computed."""
+
+    @classmethod
+    def of(cls, parameters: GenerationParameters) -> SolverSettings:
+        """Return the solver that parameters name."""
+        return cls(
+            parameters.solver,
+            parameters.n_steps,
+            parameters.tolerance,
+            parameters.eta,
+            parameters.cache_interval,
+            parameters.cache_branch,
+            parameters.cache_spacing,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A second category that cells have a share of, for models that mix categories."""
+
+    covariate: str
+    codes: npt.NDArray[np.int32]
+    """Second category of each cell, ``(n_cells,)``."""
+    shares: npt.NDArray[np.float32]
+    """From 0, the first category alone, to 1, the second alone, ``(n_cells,)``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +87,11 @@ class GenerationRequest:
     """Guidance scale by covariate, 1 where not named; for models that have it."""
     solver: SolverSettings | None = None
     """How to solve what a model integrates; None for its default."""
+    mixture: Mixture | None = None
+    """A second category of the cells; None for none."""
+    noise_step: int | None = None
+    """With `source`, the step of the noise that a diffusion adds to it; None for the
+    last, after which nothing of it is left."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""Networks of the count autoencoder: cells to a latent, and back to distributions.
+"""Networks of the autoencoder of counts: cells to a latent, and back.
 
 The latent is a function of the cell: nothing is drawn, and nothing keeps latents near
 a prior. Features are counts, of one modality or several, of which each has an encoder,
-a decoder and a likelihood of its own.
+a decoder and a likelihood of its own, or is decoded to its expression alone.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import keras
 import tensorflow as tf
@@ -21,6 +20,7 @@ from cellgan.layers import (
     Linear,
     SizedLayer,
     unbiased,
+    uniform_by_inputs,
 )
 from cellgan.layers.likelihoods import (
     Bernoulli,
@@ -33,7 +33,14 @@ from cellgan.transforms import InputTransform, encoder_input
 
 RUNNING_DECAY = 0.9
 """Share of the old running statistics that an update keeps."""
-Likelihood = Literal["negative_binomial", "poisson", "bernoulli"]
+Likelihood = Literal["negative_binomial", "poisson", "bernoulli", "squared_error"]
+"""How a modality is told from its reconstruction: by minus the log-likelihood of its
+counts, or by the squared error of what the encoder is given of them."""
+Activation = Literal["elu", "prelu"]
+INITIAL_SLOPE = 0.25
+"""Of the negative side of a parametric ReLU, one for all units of a layer."""
+SMALLEST_NORM = 1e-12
+"""What latents of a smaller length are divided by, when they are put on the sphere."""
 
 
 class Modality(NamedTuple):
@@ -47,7 +54,27 @@ class Modality(NamedTuple):
     transform: InputTransform = "log1p"
     """What the encoder is given of the counts."""
     weight: float = 1.0
-    """Factor of its negative log-likelihood in the loss."""
+    """Factor of its part in the loss."""
+    activation: Activation = "elu"
+    residual: bool = False
+    """Whether hidden layers but the first add their input to their output."""
+
+
+class Expression(NamedTuple):
+    """A reconstruction without a likelihood: a draw of it is the expression itself."""
+
+    log_expression: tf.Tensor
+    """Of ``log(1 + x)``, ``(n_cells, n_features)``; what is negative stands for 0."""
+
+    @property
+    def mean(self) -> tf.Tensor:
+        """The expression ``x``, on the scale of the encoder's input without log."""
+        return tf.math.expm1(tf.nn.relu(self.log_expression))
+
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+        """Return the mean: nothing is drawn."""
+        del seed, first_cell
+        return self.mean
 
 
 class Reconstruction(NamedTuple):
@@ -62,7 +89,7 @@ class Reconstruction(NamedTuple):
 
 
 class Mlp(SizedLayer):
-    """Linear layers with batch normalisation, ELU and dropout between them.
+    """Linear layers with batch normalisation, activation and dropout between them.
 
     Parameters
     ----------
@@ -70,6 +97,12 @@ class Mlp(SizedLayer):
         Of the input, of each hidden layer, and of the output.
     dropout
         Share of hidden units set to 0 in training.
+    activation
+        - ``"elu"``;
+        - ``"prelu"``: a ReLU whose negative side has a trained slope, one per layer.
+    residual
+        Add the input of every hidden layer but the first to its output. Hidden widths
+        must then be equal.
     seed
         Of the initial weights: uniform within ``1 / sqrt(n_inputs)`` of 0.
     name
@@ -83,6 +116,8 @@ class Mlp(SizedLayer):
         widths: Sequence[int],
         *,
         dropout: float = 0.0,
+        activation: Activation = "elu",
+        residual: bool = False,
         seed: int = 0,
         name: str,
         dtype: str = "float32",
@@ -90,6 +125,8 @@ class Mlp(SizedLayer):
         super().__init__(name=name, dtype=dtype)
         self._widths = tuple(widths)
         self._dropout = dropout
+        self._activation = activation
+        self._residual = residual
         self._seed = seed
         layers = range(1, len(widths))
         self.linears = [
@@ -97,6 +134,7 @@ class Mlp(SizedLayer):
                 widths[index - 1],
                 widths[index],
                 self._initializer(index, "kernel"),
+                bias_initializer=self._initializer(index, "bias"),
                 name=f"layer_{index}",
                 dtype=dtype,
             )
@@ -110,14 +148,16 @@ class Mlp(SizedLayer):
     def _make_weights(self) -> None:
         for layer in (*self.linears, *self.norms):
             layer.build()
-        for index, linear in enumerate(self.linears, start=1):
-            _, bias = linear.weights
-            bias.assign(self._initializer(index, "bias")(bias.shape))
+        slope = keras.initializers.Constant(INITIAL_SLOPE)
+        self.slopes = [
+            self._weight(f"slope_{index}", (1,), slope)
+            for index in range(1, len(self._widths) - 1)
+            if self._activation == "prelu"
+        ]
 
     def _initializer(self, index: int, kind: str) -> keras.Initializer:
-        limit = 1 / math.sqrt(self._widths[index - 1])
         seed = derive_seed(self._seed, self.name, index, kind)
-        return keras.initializers.RandomUniform(-limit, limit, seed=seed)
+        return uniform_by_inputs(self._widths[index - 1], seed)
 
     def call(
         self,
@@ -146,13 +186,19 @@ class Mlp(SizedLayer):
         for index, (linear, norm) in enumerate(
             zip(self.linears[:-1], self.norms, strict=True)
         ):
-            hidden, used = norm(linear(hidden), training=training)
-            hidden = tf.nn.elu(hidden)
+            units, used = norm(linear(hidden), training=training)
+            units = self._activate(units, index)
+            hidden = units + hidden if self._residual and index else units
             if training:
                 used = unbiased(used, tf.shape(hidden)[0])
                 hidden = self._drop(hidden, seed, index)
             statistics.append(used)
         return self.linears[-1](hidden), statistics
+
+    def _activate(self, units: tf.Tensor, index: int) -> tf.Tensor:
+        if self._activation == "elu":
+            return tf.nn.elu(units)
+        return tf.nn.relu(units) - self.slopes[index] * tf.nn.relu(-units)
 
     def _drop(self, hidden: tf.Tensor, seed: tf.Tensor | None, index: int) -> tf.Tensor:
         if not self._dropout:
@@ -178,6 +224,8 @@ class CountAutoencoder(SizedLayer):
         inverse dispersion per gene.
     dropout
         Share of hidden units set to 0 in training.
+    on_sphere
+        Divide every latent by its length.
     seed
         Of the initial weights.
     jit
@@ -195,15 +243,19 @@ class CountAutoencoder(SizedLayer):
     ----------
     Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with
     CFGen, section 4. https://arxiv.org/abs/2407.11734
+    Luo et al. (2024), scDiffusion: conditional generation of high-quality single-cell
+    data using diffusion model, section 2.1 (squared error, latents on the sphere).
+    https://arxiv.org/abs/2401.03968
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a model is made of, one by one)
         self,
         modalities: Mapping[str, Modality],
         *,
         n_joint: int | None = None,
         n_categories: int | None = None,
         dropout: float = 0.0,
+        on_sphere: bool = False,
         seed: int = 0,
         jit: bool = True,
         dtype: str = "float32",
@@ -212,10 +264,18 @@ class CountAutoencoder(SizedLayer):
         self.modalities = dict(modalities)
         self._jit = jit
         self._n_categories = n_categories
+        self._on_sphere = on_sphere
         options: dict[str, Any] = {"dropout": dropout, "seed": seed, "dtype": dtype}
+        styles: dict[str, dict[str, Any]] = {
+            name: {"activation": each.activation, "residual": each.residual}
+            for name, each in self.modalities.items()
+        }
         self.encoders = {
             name: Mlp(
-                (each.n_features, *each.widths), name=f"encoder_{name}", **options
+                (each.n_features, *each.widths),
+                name=f"encoder_{name}",
+                **styles[name],
+                **options,
             )
             for name, each in self.modalities.items()
         }
@@ -233,6 +293,7 @@ class CountAutoencoder(SizedLayer):
             name: Mlp(
                 (*top, *reversed(each.widths), each.n_features),
                 name=f"decoder_{name}",
+                **styles[name],
                 **options,
             )
             for name, each in self.modalities.items()
@@ -285,17 +346,25 @@ class CountAutoencoder(SizedLayer):
             latent, logits, (*encoder_statistics, *decoder_statistics)
         )
 
-    def encode(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return latents ``(n_cells, n_latent)`` of counts; each row's is its own."""
-        return self._encode(features, training=False, seed=None)[0]
+    def encode(
+        self, features: Mapping[str, tf.Tensor], *, batch_statistics: bool = False
+    ) -> tf.Tensor:
+        """Return latents ``(n_cells, n_latent)`` of counts; each row's is its own.
+
+        With `batch_statistics` it is not: cells are then normalised by the statistics
+        of all that are encoded together.
+        """
+        return self._encode(features, training=batch_statistics, seed=None)[0]
 
     def decode(
         self,
         latent: tf.Tensor,
         library_size: Mapping[str, tf.Tensor],
         codes: tf.Tensor | None = None,
-    ) -> Mapping[str, CountDistribution]:
-        """Return the distributions of the counts of cells.
+        *,
+        batch_statistics: bool = False,
+    ) -> Mapping[str, CountDistribution | Expression]:
+        """Return the distributions of the counts of cells, or their expression.
 
         Parameters
         ----------
@@ -305,8 +374,10 @@ class CountAutoencoder(SizedLayer):
             ``[m]`` (n_cells,): expected total counts. Bernoulli modalities need none.
         codes
             Category of each cell, ``(n_cells,)``; None without categories.
+        batch_statistics
+            As of `encode`.
         """
-        logits, _ = self._decode(latent, training=False, seed=None)
+        logits, _ = self._decode(latent, training=batch_statistics, seed=None)
         return {
             name: _distribution(
                 each.likelihood,
@@ -317,14 +388,17 @@ class CountAutoencoder(SizedLayer):
             for name, each in self.modalities.items()
         }
 
-    def negative_log_likelihoods(
+    def reconstruction_losses(
         self,
         features: Mapping[str, tf.Tensor],
         library_size: Mapping[str, tf.Tensor],
         logits: Mapping[str, tf.Tensor],
         codes: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Return, by modality, the mean over cells of minus the log-likelihood.
+        """Return, by modality, how far cells are from their reconstruction.
+
+        It is the mean over cells of minus the log-likelihood, summed over features, or
+        the mean over cells and features of the squared error.
 
         Parameters
         ----------
@@ -337,21 +411,25 @@ class CountAutoencoder(SizedLayer):
         codes
             Category of each cell, ``(n_cells,)``; None without categories.
         """
-        return {
-            name: _likelihood_of(each.likelihood, jit=self._jit)(
+        losses = {}
+        for name, each in self.modalities.items():
+            if each.likelihood == "squared_error":
+                target = encoder_input(features[name], each.transform)
+                losses[name] = tf.reduce_mean((logits[name] - target) ** 2)
+                continue
+            losses[name] = _likelihood_of(each.likelihood, jit=self._jit)(
                 features[name],
                 logits[name],
                 library_size.get(name),
                 self._inverse_dispersion(name, codes),
             )
-            for name, each in self.modalities.items()
-        }
+        return losses
 
-    def loss(self, negative_log_likelihoods: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def loss(self, reconstruction_losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return the sum over modalities, each with its weight."""
         return tf.add_n(
             [
-                each.weight * negative_log_likelihoods[name]
+                each.weight * reconstruction_losses[name]
                 for name, each in self.modalities.items()
             ]
         )
@@ -381,7 +459,12 @@ class CountAutoencoder(SizedLayer):
         latent = tf.concat(latents, axis=1)
         if self.joint is not None:
             latent, _ = self.joint(latent)
-        return latent, statistics
+        return self.on_sphere(latent) if self._on_sphere else latent, statistics
+
+    @staticmethod
+    def on_sphere(latent: tf.Tensor) -> tf.Tensor:
+        """Return latents ``(n_cells, n_latent)`` divided by their length."""
+        return tf.math.l2_normalize(latent, axis=1, epsilon=SMALLEST_NORM**2)
 
     def _decode(
         self, latent: tf.Tensor, *, training: bool, seed: tf.Tensor | None
@@ -421,11 +504,13 @@ def _distribution(
     logits: tf.Tensor,
     library_size: tf.Tensor | None,
     inverse_dispersion: tf.Tensor | None,
-) -> CountDistribution:
+) -> CountDistribution | Expression:
     """Return the distribution that logits stand for.
 
     Means of counts are the library size, divided among the features by a softmax.
     """
+    if likelihood == "squared_error":
+        return Expression(logits)
     if likelihood == "bernoulli":
         return Bernoulli(logits)
     totals = tf.expand_dims(library_size, 1)
@@ -454,7 +539,8 @@ def _negative_log_likelihood(
 ) -> tf.Tensor:
     """Return the mean over cells of minus the log-likelihood."""
     distribution = _distribution(likelihood, logits, library_size, inverse_dispersion)
-    return -tf.reduce_mean(tf.reduce_sum(distribution.log_prob(counts), axis=1))
+    log_prob = cast(CountDistribution, distribution).log_prob(counts)
+    return -tf.reduce_mean(tf.reduce_sum(log_prob, axis=1))
 
 
 def _fold_in(seed: tf.Tensor | None, data: int) -> tf.Tensor | None:

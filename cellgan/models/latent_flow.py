@@ -25,7 +25,6 @@ import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.config import ExperimentParameters
-from cellgan.layers import SizedLayer
 from cellgan.manifest import DatasetManifest
 from cellgan.model_configs import CfgenConfig
 from cellgan.models.autoencoder import AutoencoderStage, build_autoencoder
@@ -41,6 +40,14 @@ from cellgan.models.base import (
     weight_histograms,
 )
 from cellgan.models.count_networks import CountAutoencoder
+from cellgan.models.latents import (
+    LATENT,
+    LatentScale,
+    block_size,
+    encoded,
+    fold_in,
+    padded_codes,
+)
 from cellgan.models.velocity_net import VelocityNet
 from cellgan.optimizers import make_optimizer, update_weights
 from cellgan.sampling import (
@@ -56,49 +63,6 @@ from cellgan.sampling import (
 )
 from cellgan.sampling.flow import CheckedSolver
 from cellgan.seeds import derive_seed
-
-LATENT = "latent"
-MOST_CELLS_PER_BLOCK = 512
-"""Cells are made in blocks, whatever is asked for, so that a cell's noise and the
-shapes it is computed with depend on its index alone."""
-MOST_VALUES_PER_BLOCK = 2**23
-"""Features of a block's cells together, at most: 32 MB as float32."""
-
-
-class LatentScale(SizedLayer):
-    """Latents in units of their own: mean 0 and deviation 1 in every dimension.
-
-    It is the identity until `fit` has seen latents.
-
-    Parameters
-    ----------
-    n_latent
-        Width of the latents.
-    """
-
-    def __init__(self, n_latent: int) -> None:
-        super().__init__(name="latent_scale")
-        self._n_latent = n_latent
-        self.build()
-
-    def _make_weights(self) -> None:
-        shape = (self._n_latent,)
-        self.mean = self._weight("mean", shape, "zeros", trainable=False)
-        self.deviation = self._weight("deviation", shape, "ones", trainable=False)
-
-    def fit(self, latents: npt.NDArray[np.float32]) -> None:
-        """Take mean and deviation of some latents ``(n_cells, n_latent)``."""
-        deviation = latents.std(axis=0, dtype=np.float64)
-        self.mean.assign(latents.mean(axis=0, dtype=np.float64))
-        self.deviation.assign(np.where(deviation > 0, deviation, 1.0))
-
-    def call(self, latents: tf.Tensor) -> tf.Tensor:
-        """Standardise latents."""
-        return (latents - self.mean) / self.deviation
-
-    def restore(self, standardized: tf.Tensor) -> tf.Tensor:
-        """Return standardised latents to their own units."""
-        return standardized * self.deviation + self.mean
 
 
 class Draws(NamedTuple):
@@ -178,15 +142,7 @@ class FlowStage(TrainingStage):
 
     def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
         """Encode all cells, and fit the scale to their latents."""
-        batches = [
-            CellBatch(
-                {LATENT: self._encode(batch.features).numpy()},
-                {name: of.numpy() for name, of in batch.library_size.items()},
-                {name: of.numpy() for name, of in batch.covariates.items()},
-            )
-            for batch in cells()
-        ]
-        joined = _concatenate(batches)
+        joined = encoded(self._encode, cells())
         latents = joined.features[LATENT]
         if self.recipe.standardize:
             self._scale.fit(latents)
@@ -248,7 +204,7 @@ class FlowStage(TrainingStage):
 
     def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
         """Draw what one update needs; latents are paired here if they are to be."""
-        seeds = [_fold_in(seed, index) for index in range(4)]
+        seeds = [fold_in(seed, index) for index in range(4)]
         shape = tf.shape(latents)
         noise = tf.random.stateless_normal(shape, seeds[0], alg="philox")
         if self.recipe.path == "transport":
@@ -342,10 +298,7 @@ class LatentFlow(GenerativeModel):
         self._condition = tf.function(network.condition, reduce_retracing=True)
         self._draw_noise = tf.function(self._noise)
         n_features = sum(m.n_features for m in autoencoder.modalities.values())
-        size = MOST_CELLS_PER_BLOCK
-        while size > 1 and size * n_features > MOST_VALUES_PER_BLOCK:
-            size //= 2
-        self._block_size = size
+        self._block_size = block_size(n_features)
 
     def stages(self) -> tuple[TrainingStage, ...]:
         """Return autoencoder and flow, made at the first call."""
@@ -374,7 +327,7 @@ class LatentFlow(GenerativeModel):
         pieces: list[dict[str, npt.NDArray[np.float32]]] = []
         for block in blocks_of(request, self._block_size):
             start = self._start(request, block)
-            codes = self._padded_codes(request.covariates, block)
+            codes = padded_codes(request.covariates, block)
             sizes = {
                 name: tf.constant(block.padded(of))
                 for name, of in (request.library_sizes or {}).items()
@@ -422,22 +375,14 @@ class LatentFlow(GenerativeModel):
         of_source = {k: np.asarray(v) for k, v in source.covariates.items()}
         branches = self._branches(request.guidance, of_source)
         backward = self._solver(branches, request.solver, reverse=True)
-        codes = self._padded_codes(of_source, block)
+        codes = padded_codes(of_source, block)
         latent = self._scale(self._encode(features))
         return backward(latent, *self._conditions(branches, codes, sizes))
 
     def _noise(self, seed: tf.Tensor, block_number: tf.Tensor) -> tf.Tensor:
         shape = (self._block_size, self._network.n_latent)
-        own = _fold_in(seed, block_number)
+        own = fold_in(seed, block_number)
         return tf.random.stateless_normal(shape, own, alg="philox")
-
-    def _padded_codes(
-        self, codes: Mapping[str, npt.NDArray[Any]], block: Block
-    ) -> dict[str, tf.Tensor]:
-        return {
-            name: tf.constant(block.padded(np.asarray(of, np.int32)))
-            for name, of in codes.items()
-        }
 
     def _branches(
         self, scales: Mapping[str, float], codes: Mapping[str, npt.NDArray[Any]]
@@ -525,7 +470,7 @@ class LatentFlow(GenerativeModel):
         latent = self._scale.restore(standardized)
         decoded = self._autoencoder.decode(latent, sizes, codes)
         counts = {
-            name: distribution.sample(_fold_in(seed, index), first_cell)
+            name: distribution.sample(fold_in(seed, index), first_cell)
             for index, (name, distribution) in enumerate(decoded.items())
         }
         return {**counts, LATENT: latent}
@@ -638,20 +583,3 @@ def _resolve_jit_of_small(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
 
 def _logs(sizes: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: tf.math.log(of) for name, of in sizes.items()}
-
-
-def _concatenate(batches: Sequence[CellBatch]) -> CellBatch:
-    first = batches[0]
-    return CellBatch(
-        *(
-            {
-                name: np.concatenate([getattr(batch, field)[name] for batch in batches])
-                for name in getattr(first, field)
-            }
-            for field in CellBatch._fields
-        )
-    )
-
-
-def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")

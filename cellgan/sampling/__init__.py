@@ -1,19 +1,32 @@
 """From noise to latents: what is learned (schedules) and how it is followed.
 
-Time is 0 at the noise and 1 at the data. Nothing here knows a network: a velocity is
-any function of latents and a time.
+A flow's time is 0 at the noise and 1 at the data; a diffusion's steps count from the
+cleanest latent to the noisiest. Nothing here knows a network: a velocity is any
+function of latents and a time, a denoiser one of latents and a step.
 """
 
 from __future__ import annotations
 
+from cellgan.sampling.diffusion import Sampler, add_noise
 from cellgan.sampling.flow import Solution, checked_solver, solve
 from cellgan.sampling.guidance import (
     Branch,
     branch_codes,
     distinct_conditions,
     drop_covariates,
+    drop_each_covariate,
     guidance_branches,
     guided_prediction,
+    nested_branches,
+    nested_conditions,
+)
+from cellgan.sampling.noise_schedules import (
+    NoiseSchedule,
+    cosine_betas,
+    even_full_steps,
+    linear_betas,
+    spaced_steps,
+    uneven_full_steps,
 )
 from cellgan.sampling.schedules import (
     PathPoint,
@@ -26,18 +39,29 @@ from cellgan.sampling.schedules import (
 
 __all__ = [
     "Branch",
+    "NoiseSchedule",
     "PathPoint",
+    "Sampler",
     "Solution",
+    "add_noise",
     "branch_codes",
     "checked_solver",
     "conditional_path",
+    "cosine_betas",
     "distinct_conditions",
     "draw_times",
     "drop_covariates",
+    "drop_each_covariate",
+    "even_full_steps",
     "guidance_branches",
     "guided_prediction",
+    "linear_betas",
+    "nested_branches",
+    "nested_conditions",
     "pair_noise",
     "solve",
+    "spaced_steps",
     "straight_path",
     "stratified_times",
+    "uneven_full_steps",
 ]

@@ -4,17 +4,26 @@ With ``v_0`` the prediction without any covariate and ``v_i`` with covariate i a
 
     v = v_0 + sum over i of scale_i (v_i - v_0),
 
-a sum of branches whose weights add up to 1. A covariate is left out of a cell's
-condition by its null code, one past its last category.
+a sum of branches whose weights add up to 1 (`guidance_branches`). A network that is
+trained with covariates together is guided by ``v_1..i``, with the covariates of the i
+largest scales, in place of ``v_i`` (`nested_branches`):
+
+    v = v_0 + sum over i of scale_i (v_1..i - v_1..i-1).
+
+A covariate is left out of a cell's condition by its null code, one past its last
+category.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+Dropping = Literal["independent", "joint"]
 
 
 class Branch(NamedTuple):
@@ -61,6 +70,87 @@ def guidance_branches(
     ]
     unconditional = Branch(None, 1 - sum(branch.weight for branch in guided))
     return tuple(branch for branch in (unconditional, *guided) if branch.weight)
+
+
+class NestedBranch(NamedTuple):
+    """One prediction that guidance by covariates together needs, and its weight."""
+
+    covariates: frozenset[str]
+    """Those that cells are conditioned on."""
+    weight: float
+
+
+def nested_branches(
+    scales: Mapping[str, float],
+    codes: Mapping[str, np.ndarray],
+    null_codes: Mapping[str, int],
+) -> tuple[NestedBranch, ...]:
+    """Return the branches that have a part in guidance by covariates together.
+
+    With equal scales there are two, with all covariates and with none:
+    ``v_0 + scale (v - v_0)``; at a scale of 1 the first alone.
+
+    Parameters
+    ----------
+    scales, codes, null_codes
+        As of `guidance_branches`.
+
+    Returns
+    -------
+    At least one branch; their weights add up to 1.
+
+    References
+    ----------
+    Ho and Salimans (2022), Classifier-Free Diffusion Guidance, equation 6 (its weight
+    is ``scale - 1``). https://arxiv.org/abs/2207.12598
+    """
+    guided = {
+        name: scale
+        for name, scale in scales.items()
+        if not np.all(np.asarray(codes[name]) == null_codes[name])
+    }
+    levels = sorted({0.0, *guided.values()}, reverse=True)
+    branches = [NestedBranch(frozenset(), 1 - levels[0])]
+    branches += [
+        NestedBranch(frozenset(n for n, of in guided.items() if of >= level), weight)
+        for level, below in itertools.pairwise(levels)
+        if (weight := level - below)
+    ]
+    return tuple(branch for branch in branches if branch.weight)
+
+
+def nested_conditions(
+    branches: Sequence[NestedBranch],
+    codes: Mapping[str, np.ndarray],
+    null_codes: Mapping[str, int],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the different combinations of codes in all branches, each once.
+
+    Parameters
+    ----------
+    branches
+        Of `nested_branches`.
+    codes
+        Codes of all cells, ``(n_cells,)``, of covariates that have a null code; others
+        are not looked at.
+    null_codes
+        Null code of each covariate.
+
+    Returns
+    -------
+    The codes of each combination, ``(n_rows,)`` per covariate of `null_codes`, and the
+    row of each cell in each branch, ``(n_branches, n_cells)`` int32.
+    """
+    n_cells = len(next(iter(codes.values()))) if codes else 0
+    shown = np.full((len(branches), n_cells, len(null_codes)), 0, np.int32)
+    for row, branch in enumerate(branches):
+        for column, (name, null) in enumerate(null_codes.items()):
+            is_shown = name in branch.covariates
+            shown[row, :, column] = codes[name] if is_shown else null
+    combinations = shown.reshape(-1, len(null_codes))
+    distinct, rows = np.unique(combinations, axis=0, return_inverse=True)
+    of_rows = dict(zip(null_codes, distinct.T, strict=True))
+    return of_rows, rows.reshape(len(branches), n_cells).astype(np.int32)
 
 
 def branch_codes(
@@ -187,4 +277,48 @@ def drop_covariates(
             null_codes[name],
         )
         for index, (name, of_cells) in enumerate(codes.items())
+    }
+
+
+def drop_each_covariate(
+    codes: Mapping[str, tf.Tensor],
+    null_codes: Mapping[str, int],
+    seed: tf.Tensor,
+    probability: float,
+    dropping: Dropping,
+) -> dict[str, tf.Tensor]:
+    """Leave every covariate of every cell out with `probability`.
+
+    So a network learns the predictions with all combinations of covariates.
+
+    Parameters
+    ----------
+    codes
+        ``(n_cells,)`` int32 per covariate.
+    null_codes
+        Null code of each covariate, which dropped ones become.
+    seed
+        Stateless seed, ``(2,)`` int32.
+    probability
+        From 0 to 1.
+    dropping
+        - ``"independent"``: each by itself, so that cells without any of several are
+          few, as in cfDiffusion;
+        - ``"joint"``: all of a cell with `probability`; and of the other cells, each of
+          several by itself with the same.
+
+    Notes
+    -----
+    Call it outside functions compiled by XLA, as `drop_covariates`.
+    """
+    n_cells = tf.shape(next(iter(codes.values())))[0]
+    shape = (len(codes) + 1, n_cells)
+    is_drawn = tf.random.stateless_uniform(shape, seed, alg="philox") < probability
+    together, *alone = tf.unstack(is_drawn)
+    if dropping == "joint":
+        several = len(codes) > 1
+        alone = [together | own if several else together for own in alone]
+    return {
+        name: tf.where(is_dropped, null_codes[name], of_cells)
+        for is_dropped, (name, of_cells) in zip(alone, codes.items(), strict=True)
     }

@@ -27,9 +27,7 @@ def cfgen(reference_dir):
 
 @pytest.fixture(scope="module")
 def scdiffusion(reference_dir):
-    """Return the stored metrics: of the whole reference, or the part that is here."""
-    names = ("cfdiffusion.npz", "cfdiffusion_metrics.npz")
-    return np.load(next(p for n in names if (p := reference_dir / n).exists()))
+    return np.load(reference_dir / "cfdiffusion.npz")
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ class CountReference:
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor], Reconstruction]:
         """Return the loss, its terms, and the reconstruction."""
         cells = network(self.features, training=training)
-        terms = network.negative_log_likelihoods(
+        terms = network.reconstruction_losses(
             self.features, self.library_size, cells.logits, self.codes
         )
         return network.loss(terms), terms, cells

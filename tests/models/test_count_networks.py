@@ -249,7 +249,7 @@ def test_negative_log_likelihood_is_that_of_the_distributions():
     network = CountAutoencoder({"rna": RNA, "atac": ATAC})
     features = counts()
     sizes = totals(features)
-    terms = network.negative_log_likelihoods(features, sizes, network(features).logits)
+    terms = network.reconstruction_losses(features, sizes, network(features).logits)
     decoded = network.decode(network.encode(features), sizes)
     for m, distribution in decoded.items():
         expected = -np.sum(distribution.log_prob(features[m])) / 12
@@ -292,9 +292,7 @@ def test_cell_without_counts_has_finite_gradients():
     features = {m: values * [[0.0], [1.0]] for m, values in counts(2).items()}
     with tf.GradientTape() as tape:
         cells = network(features, training=True)
-        terms = network.negative_log_likelihoods(
-            features, totals(features), cells.logits
-        )
+        terms = network.reconstruction_losses(features, totals(features), cells.logits)
         loss = network.loss(terms)
     gradients = tape.gradient(loss, network.trainable_variables)
     assert np.isfinite(loss)
@@ -341,7 +339,7 @@ def test_step_compiled_with_xla_equals_the_eager_one():
     def gradients(features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             cells = network(features, training=True)
-            terms = network.negative_log_likelihoods(
+            terms = network.reconstruction_losses(
                 features, totals(features), cells.logits, codes
             )
             loss = network.loss(terms)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from cellgan.batches import CellBatch
 from cellgan.errors import SamplingError
-from cellgan.models import latent_flow
+from cellgan.models import latent_flow, latents
 from cellgan.models.base import Block, GenerationRequest, SolverSettings
-from cellgan.models.latent_flow import LATENT, LatentFlow, LatentScale
+from cellgan.models.latent_flow import LatentFlow
+from cellgan.models.latents import LATENT, LatentScale
 from tests.models.flow_models import (
     CATEGORIES,
     N_GENES,
@@ -39,7 +40,7 @@ EULER = SolverSettings("euler", 2)
 def small_blocks():
     """Make cells in blocks of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_flow, "MOST_CELLS_PER_BLOCK", BLOCK)
+        patch.setattr(latents, "MOST_CELLS_PER_BLOCK", BLOCK)
         yield
 
 

@@ -9,8 +9,11 @@ from cellgan.sampling.guidance import (
     branch_codes,
     distinct_conditions,
     drop_covariates,
+    drop_each_covariate,
     guidance_branches,
     guided_prediction,
+    nested_branches,
+    nested_conditions,
 )
 
 NULL = {"cell_type": 4, "site": 2}
@@ -131,3 +134,80 @@ def test_drawing_compiles_by_xla():
     assert kept.max() == 1
     # 5 standard errors of a binomial count
     assert abs(kept.sum() - 800) < 5 * np.sqrt(160)
+
+
+# Covariates together
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [
+        ({}, {"": 1}),
+        ({"cell_type": 0.0, "site": 0.0}, {"": 1}),
+        ({"cell_type": 1.0}, {"cell_type": 1}),
+        ({"cell_type": 1.0, "site": 1.0}, {"cell_type site": 1}),
+        ({"cell_type": 1.5, "site": 1.5}, {"": -0.5, "cell_type site": 1.5}),
+        (
+            {"cell_type": 1.0, "site": 2.5},
+            {"": -1.5, "site": 1.5, "cell_type site": 1.0},
+        ),
+        ({"cell_type": 0.5, "site": 0.0}, {"": 0.5, "cell_type": 0.5}),
+    ],
+)
+def test_nested_branches_are_those_of_the_largest_scales(scales, expected):
+    found = nested_branches(scales, CODES, NULL)
+    by_names = {" ".join(sorted(of.covariates)): of.weight for of in found}
+    assert by_names == expected
+    assert sum(by_names.values()) == 1
+
+
+def test_nested_branches_do_not_depend_on_the_order_of_covariates():
+    scales = {"cell_type": 1.2, "site": 3.0}
+    turned = dict(reversed(scales.items()))
+    assert nested_branches(scales, CODES, NULL) == nested_branches(turned, CODES, NULL)
+
+
+def test_nested_guidance_has_no_jump_where_scales_meet():
+    # Predictions without covariates, with each alone, and with both.
+    alone = {"": 1.0, "cell_type": 3.0, "site": 7.0, "cell_type site": 4.0}
+
+    def guided(scale):
+        branches = nested_branches({"cell_type": scale, "site": 2.0}, CODES, NULL)
+        names = [" ".join(sorted(of.covariates)) for of in branches]
+        return sum(
+            of.weight * alone[name] for of, name in zip(branches, names, strict=True)
+        )
+
+    assert guided(2.0) == pytest.approx(1 + 2 * (4 - 1))
+    for near in (2.0 - 1e-6, 2.0 + 1e-6):
+        assert guided(near) == pytest.approx(guided(2.0), abs=1e-4)
+
+
+def test_nested_covariate_that_is_null_in_all_cells_is_not_guided():
+    codes = CODES | {"site": np.full(4, NULL["site"])}
+    branches = nested_branches({"cell_type": 2.0, "site": 5.0}, codes, NULL)
+    assert [(set(of.covariates), of.weight) for of in branches] == [
+        (set(), -1),
+        ({"cell_type"}, 2),
+    ]
+
+
+def test_nested_conditions_name_every_combination_once():
+    branches = nested_branches({"cell_type": 1.0, "site": 2.5}, CODES, NULL)
+    of_rows, rows = nested_conditions(branches, CODES, NULL)
+    combinations = list(zip(of_rows["cell_type"], of_rows["site"], strict=True))
+    assert len(set(combinations)) == len(combinations)
+    for branch, of_branch in zip(branches, rows, strict=True):
+        for name in NULL:
+            shown = CODES[name] if name in branch.covariates else np.full(4, NULL[name])
+            np.testing.assert_array_equal(of_rows[name][of_branch], shown)
+
+
+@pytest.mark.parametrize("dropping", ["independent", "joint"])
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, CODES), (1.0, None)])
+def test_nothing_or_everything_is_dropped_at_the_ends(dropping, probability, expected):
+    codes = {name: tf.constant(of) for name, of in CODES.items()}
+    found = drop_each_covariate(codes, NULL, SEED, probability, dropping)
+    expected = expected or {name: np.full(4, null) for name, null in NULL.items()}
+    for name, of in found.items():
+        np.testing.assert_array_equal(of, expected[name])

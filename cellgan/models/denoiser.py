@@ -1,0 +1,374 @@
+"""The network of latent diffusion: the noise in a latent, given step and labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from cellgan.layers import LayerNormalization, Linear, SizedLayer, uniform_by_inputs
+from cellgan.layers.time_embedding import step_features
+from cellgan.seeds import derive_seed
+
+PAPER_WIDTHS = (512, 512, 256, 128)
+
+
+class Denoised(NamedTuple):
+    """What the network returns in one step of sampling."""
+
+    noise: tf.Tensor
+    """``(n_cells, n_latent)``: the predicted noise."""
+    feature: tf.Tensor
+    """``(n_branches, n_cells, width)``: what later steps may start from."""
+
+
+class Denoiser(SizedLayer):
+    """Layers down to the last width and up again, with a connection at each width.
+
+    Every layer is gated by a projection of the labels (a factor) and shifted by a
+    projection of the step; both are the same for all cells of a label or step, and are
+    computed by `gates` and `shifts` once for each of them.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latents.
+    n_categories
+        Number of categories of each covariate, without its null code. Without
+        covariates nothing is gated: the network of scDiffusion.
+    widths
+        Of the layers on the way down, two or more; the way up mirrors them. The first
+        is that of the embeddings too, and even.
+    seed
+        Of the initial weights: uniform within ``1 / sqrt(n_inputs)`` of 0.
+    dtype
+        Keras dtype policy.
+
+    Raises
+    ------
+    ValueError
+        If the widths do not suit.
+
+    Notes
+    -----
+    As in the original, labels enter as minus their one-hot code, a left-out label as
+    zeros, and there is no 1 beside the gate: where the projection of the labels is 0,
+    a layer passes on its shift alone.
+
+    References
+    ----------
+    Zhang et al. (2025), cfDiffusion: diffusion-based efficient generation of high
+    quality scRNA-seq data with classifier-free guidance.
+    https://doi.org/10.1093/bib/bbaf071
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_categories: Mapping[str, int],
+        *,
+        widths: Sequence[int] = PAPER_WIDTHS,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(name="denoiser", dtype=dtype)
+        if len(widths) < 2:
+            message = f"denoiser: widths {tuple(widths)}; there must be two or more."
+            raise ValueError(message)
+        self.n_latent = n_latent
+        self.null_codes = dict(n_categories)
+        self._seed = seed
+        self._n_embedding = widths[0]
+        down = list(itertools.pairwise((n_latent, *widths)))
+        up = list(itertools.pairwise(reversed(widths)))
+        self._widths = [n_outputs for _, n_outputs in (*down, *up)]
+        self.n_up = len(up)
+        """Layers on the way up; a feature cache may end before any of them."""
+
+        width, total = widths[0], sum(self._widths)
+        self.time_layers = [self._linear(f"time_{i}", width, width) for i in (1, 2)]
+        self.time_projection = self._linear("time_projection", width, total)
+        n_columns = sum(n_categories.values())
+        self.label_layers = [
+            self._linear(f"label_{i}", n_inputs, width)
+            for i, n_inputs in ((1, n_columns), (2, width))
+            if n_columns
+        ]
+        # The projections of all layers side by side: one product instead of many.
+        self.label_projection = (
+            self._linear("label_projection", width, total) if n_columns else None
+        )
+        names = [
+            *(f"down_{index}" for index in range(1, len(down) + 1)),
+            *(f"up_{index}" for index in range(1, len(up) + 1)),
+        ]
+        self.layers = [
+            self._linear(name, n_inputs, n_outputs)
+            for name, (n_inputs, n_outputs) in zip(names, (*down, *up), strict=True)
+        ]
+        self.norms = [
+            LayerNormalization(n_outputs, name=f"{name}_norm", dtype=dtype)
+            for name, n_outputs in zip(names, self._widths, strict=True)
+        ]
+        self.head = self._linear("head", width, 2 * widths[1])
+        self.head_norm = LayerNormalization(
+            2 * widths[1], name="head_norm", dtype=dtype
+        )
+        self.output_layer = self._linear("output", 2 * widths[1], n_latent)
+        self.build()
+
+    def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
+        def initializer(kind: str) -> keras.Initializer:
+            seed = derive_seed(self._seed, "denoiser", name, kind)
+            return uniform_by_inputs(n_inputs, seed)
+
+        return Linear(
+            n_inputs,
+            n_outputs,
+            initializer("kernel"),
+            bias_initializer=initializer("bias"),
+            name=name,
+            dtype=self.dtype_policy.name,
+        )
+
+    def _make_weights(self) -> None:
+        # Refuses a width that does not suit, before the first batch.
+        step_features(tf.zeros((1,)), self._n_embedding)
+        projections = [self.time_projection]
+        if self.label_projection is not None:
+            projections.append(self.label_projection)
+        for layer in (
+            *self.time_layers,
+            *self.label_layers,
+            *projections,
+            *self.layers,
+            *self.norms,
+            self.head,
+            self.head_norm,
+            self.output_layer,
+        ):
+            layer.build()
+
+    def label_columns(self, covariate_codes: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Return codes ``(n_rows,)`` as the network sees them, ``(n_rows, n_columns)``.
+
+        Parameters
+        ----------
+        covariate_codes
+            Codes of each covariate; others are not looked at.
+        """
+        # The one-hot row of the null code, one past the last column, is all zeros.
+        columns = [
+            tf.one_hot(covariate_codes[name], n, dtype=self.variable_dtype)
+            for name, n in self.null_codes.items()
+        ]
+        return -tf.concat(columns, axis=1)
+
+    def embed_labels(self, columns: tf.Tensor) -> tf.Tensor:
+        """Return the embeddings of `label_columns`, ``(n_rows, widths[0])``."""
+        return _embed(columns, self.label_layers)
+
+    def embed_steps(self, step_index: tf.Tensor) -> tf.Tensor:
+        """Return the embeddings of steps ``(n_steps,)``, ``(n_steps, widths[0])``."""
+        features = step_features(step_index, self._n_embedding)
+        return _embed(tf.cast(features, self.variable_dtype), self.time_layers)
+
+    def gates(self, covariate_codes: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Return the factors of all layers side by side, ``(n_rows, n_units)``.
+
+        Parameters
+        ----------
+        covariate_codes
+            Codes of each covariate, ``(n_rows,)``; null codes stand for left out.
+
+        Returns
+        -------
+        A single row of ones if the network knows no covariates.
+        """
+        if self.label_projection is None:
+            return tf.ones((1, sum(self._widths)), self.variable_dtype)
+        embedded = self.embed_labels(self.label_columns(covariate_codes))
+        return self.label_projection(tf.nn.silu(embedded))
+
+    def shifts(self, step_index: tf.Tensor) -> tf.Tensor:
+        """Return what is added to all layers side by side, ``(n_steps, n_units)``.
+
+        Parameters
+        ----------
+        step_index
+            Of the schedule that was trained on, ``(n_steps,)``.
+        """
+        return self.time_projection(tf.nn.silu(self.embed_steps(step_index)))
+
+    def call(self, latent: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor) -> tf.Tensor:
+        """Return the noise in latents, ``(n_cells, n_latent)``.
+
+        Parameters
+        ----------
+        latent
+            ``(n_cells, n_latent)``.
+        shifts
+            Of `shifts`, ``(n_cells, n_units)`` or a row that all cells share.
+        gates
+            Of `gates`, ``(n_cells, n_units)`` or a row that all cells share.
+        """
+        weights = tf.ones((1,), self.variable_dtype)
+        return self.denoise(latent, shifts, gates[None], weights).noise
+
+    def denoise(
+        self,
+        latent: tf.Tensor,
+        shifts: tf.Tensor,
+        gates: tf.Tensor,
+        weights: tf.Tensor,
+        branch: int = 0,
+    ) -> Denoised:
+        """Return the weighted sum of the noise under several gates, and a feature.
+
+        What comes before the first gate is computed once for all of them, and so is the
+        output layer, of the sum.
+
+        Parameters
+        ----------
+        latent
+            ``(n_cells, n_latent)``.
+        shifts
+            Of `shifts`, ``(n_cells, n_units)`` or a row that all cells share.
+        gates
+            Of `gates`, ``(n_branches, n_cells, n_units)``, or rows that cells share.
+        weights
+            ``(n_branches,)``, or those of each cell, ``(n_branches, n_cells)``; they
+            add up to 1.
+        branch
+            Which connection a later step of `denoise_from` ends at, from 0, the
+            outermost, to ``n_up - 1``, the innermost.
+        """
+        outputs = self._way_down(latent, shifts, gates, self.n_up)
+        feature = hidden = outputs.pop()
+        for index in range(self.n_up):
+            if index == self.n_up - 1 - branch:
+                feature = hidden
+            hidden = self._up(hidden, shifts, gates, index) + outputs.pop()
+        return Denoised(self._output(hidden, weights), feature)
+
+    def denoise_from(
+        self,
+        feature: tf.Tensor,
+        latent: tf.Tensor,
+        shifts: tf.Tensor,
+        gates: tf.Tensor,
+        weights: tf.Tensor,
+        branch: int,
+    ) -> tf.Tensor:
+        """Return the same of `denoise`, with the inner layers as in an earlier step.
+
+        Parameters
+        ----------
+        feature
+            Of `denoise` with the same branch.
+        latent, shifts, gates, weights, branch
+            As of `denoise`.
+
+        References
+        ----------
+        Ma et al. (2024), DeepCache: Accelerating Diffusion Models for Free.
+        https://arxiv.org/abs/2312.00858
+        """
+        outputs = self._way_down(latent, shifts, gates, branch)
+        hidden = feature
+        for index in range(self.n_up - 1 - branch, self.n_up):
+            hidden = self._up(hidden, shifts, gates, index) + outputs.pop()
+        return self._output(hidden, weights)
+
+    def _way_down(
+        self, latent: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, last: int
+    ) -> list[tf.Tensor]:
+        """Return the outputs of the layers on the way down, to number `last`."""
+        hidden, outputs = latent[None], []
+        for index in range(last + 1):
+            hidden = self._layer(hidden, shifts, gates, index)
+            outputs.append(hidden)
+        return outputs
+
+    def _up(
+        self, hidden: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, index: int
+    ) -> tf.Tensor:
+        return self._layer(hidden, shifts, gates, self.n_up + 1 + index)
+
+    def _layer(
+        self, hidden: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, index: int
+    ) -> tf.Tensor:
+        """Return one layer's output, ``(n_branches, n_cells, width)``."""
+        start, width = sum(self._widths[:index]), self._widths[index]
+        own = slice(start, start + width)
+        units = _by_rows(self.layers[index], hidden)
+        if self.label_projection is not None:
+            units *= gates[:, :, own]
+        units += shifts[None, :, own]
+        return tf.nn.silu(_by_rows(self.norms[index], units))
+
+    def _output(self, hidden: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        units = tf.nn.silu(_by_rows(self.head_norm, _by_rows(self.head, hidden)))
+        if units.shape[0] == 1:
+            return self.output_layer(units[0])
+        if weights.shape.rank == 1:
+            weights = weights[:, None]
+        return self.output_layer(tf.reduce_sum(weights[:, :, None] * units, axis=0))
+
+
+def _by_rows(layer: SizedLayer, units: tf.Tensor) -> tf.Tensor:
+    """Apply a layer of matrices to the last of three axes, of static length."""
+    rows = layer(tf.reshape(units, (-1, units.shape[-1])))
+    return tf.reshape(rows, (units.shape[0], -1, rows.shape[-1]))
+
+
+def _embed(features: tf.Tensor, layers: Sequence[Linear]) -> tf.Tensor:
+    first, second = layers
+    return second(tf.nn.silu(first(features)))
+
+
+class GuidedDenoiser:
+    """A denoiser in a run of sampling: what stays the same is computed once.
+
+    Parameters
+    ----------
+    network
+        Predicts the noise.
+    step_index
+        What the network is given as step, by position, ``(n_steps,)``.
+    gates
+        Of `Denoiser.gates`, ``(n_branches, n_cells, n_units)``.
+    weights
+        Of the branches, as of `Denoiser.denoise`.
+    branch
+        Of `Denoiser.denoise`, where a feature is taken.
+    """
+
+    def __init__(
+        self,
+        network: Denoiser,
+        step_index: tf.Tensor,
+        gates: tf.Tensor,
+        weights: tf.Tensor,
+        branch: int = 0,
+    ) -> None:
+        self._network = network
+        self._shifts = network.shifts(step_index)
+        self._rest = (gates, weights, branch)
+
+    def whole(
+        self, latent: tf.Tensor, position: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the noise ``(n_cells, n_latent)``, and a feature to start from."""
+        shifts = self._shifts[position][None]
+        return self._network.denoise(latent, shifts, *self._rest)
+
+    def part(
+        self, feature: tf.Tensor, latent: tf.Tensor, position: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the noise ``(n_cells, n_latent)``, from a feature of `whole`."""
+        shifts = self._shifts[position][None]
+        return self._network.denoise_from(feature, latent, shifts, *self._rest)

@@ -1,0 +1,457 @@
+"""cfDiffusion: cells by guided diffusion in the latents of an autoencoder.
+
+The autoencoder gives every cell a latent of length 1. A network learns the noise in
+latents that noise was added to, with and without the covariates of cells. A cell is
+made by taking noise away step by step, and decoding the latent that is left.
+
+References
+----------
+Zhang et al. (2025), cfDiffusion: diffusion-based efficient generation of high quality
+scRNA-seq data with classifier-free guidance. https://doi.org/10.1093/bib/bbaf071
+Luo et al. (2024), scDiffusion: conditional generation of high-quality single-cell data
+using diffusion model. https://arxiv.org/abs/2401.03968
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from cellgan.config import ExperimentParameters
+from cellgan.errors import ConfigError, SamplingError
+from cellgan.layers import scale_to_library_size
+from cellgan.manifest import RNA, DatasetManifest
+from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
+from cellgan.models.autoencoder import AutoencoderStage
+from cellgan.models.base import (
+    Block,
+    GeneratedCells,
+    GenerationRequest,
+    GenerativeModel,
+    SolverSettings,
+    TrainingStage,
+    blocks_of,
+    resolve_jit,
+)
+from cellgan.models.count_networks import CountAutoencoder, Modality
+from cellgan.models.denoiser import Denoiser, GuidedDenoiser
+from cellgan.models.diffusion_training import DiffusionRecipe, DiffusionStage
+from cellgan.models.latents import (
+    LATENT,
+    LatentScale,
+    block_size,
+    fold_in,
+)
+from cellgan.optimizers import WeightAverage, make_optimizer
+from cellgan.sampling import (
+    NoiseSchedule,
+    Sampler,
+    add_noise,
+    cosine_betas,
+    even_full_steps,
+    linear_betas,
+    nested_branches,
+    nested_conditions,
+    spaced_steps,
+    uneven_full_steps,
+)
+from cellgan.sampling.noise_schedules import CENTRE
+from cellgan.seeds import derive_seed
+
+Rows = npt.NDArray[np.float32]
+
+
+class LatentDiffusion(GenerativeModel):
+    """cfDiffusion: an autoencoder, and diffusion in its latents.
+
+    Parameters
+    ----------
+    autoencoder, scale, network
+        What cells are made with; `network` gets the weights to generate with.
+    schedule
+        Of the noise, all steps.
+    config
+        Of the family.
+    solver
+        How noise is followed when a request does not say.
+    target_library_size
+        Of expression that a model without counts makes.
+    make_stages
+        Called when the stages are first asked for.
+    jit
+        Compile sampling with XLA. For networks of these widths it does not pay on a
+        CPU, unlike for those of flows.
+    """
+
+    def __init__(  # noqa: PLR0913  (what cells are made with, and how)
+        self,
+        autoencoder: CountAutoencoder,
+        scale: LatentScale,
+        network: Denoiser,
+        schedule: NoiseSchedule,
+        config: CfdiffusionConfig,
+        solver: SolverSettings,
+        make_stages: Callable[[], tuple[AutoencoderStage, DiffusionStage]],
+        *,
+        target_library_size: float,
+        jit: bool,
+    ) -> None:
+        self._autoencoder = autoencoder
+        self._scale = scale
+        self._network = network
+        self._schedule = schedule
+        self._config = config
+        self._solver = solver
+        self._make_stages = make_stages
+        self._target_library_size = target_library_size
+        self._strategy = tf.distribute.get_strategy()
+        self._jit = jit
+        self._samplers: dict[Any, Callable[..., tf.Tensor]] = {}
+        self._decode_block = tf.function(self._decode)
+        self._encode = tf.function(
+            functools.partial(
+                autoencoder.encode, batch_statistics=config.reference_behaviour
+            ),
+            reduce_retracing=True,
+        )
+        self._gates = tf.function(network.gates, reduce_retracing=True)
+        n_features = sum(m.n_features for m in autoencoder.modalities.values())
+        self._block_size = block_size(n_features)
+
+    def stages(self) -> tuple[TrainingStage, ...]:
+        """Return autoencoder and diffusion, made at the first call."""
+        return self._stages
+
+    def generation_weights(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the autoencoder, and the weights of the denoiser to generate with."""
+        part = "average" if self._uses_average else "network"
+        return {
+            AutoencoderStage.name: {"network": self._autoencoder},
+            DiffusionStage.name: {part: self._network, "scale": self._scale},
+        }
+
+    def generate(self, request: GenerationRequest) -> GeneratedCells:
+        """Make the cells of a request; with a source, from its cells with noise.
+
+        Raises
+        ------
+        SamplingError
+            If a latent is not finite.
+        """
+        self._take_trained_weights()
+        settings = request.solver or self._solver
+        first = self._first_position(request, settings)
+        sample = self._sampler(settings, first)
+        gates, rows, weights = self._conditions(request)
+        root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
+        pieces: list[dict[str, Rows]] = []
+        for block in blocks_of(request, self._block_size):
+            of_block, of_weights = (
+                np.stack([block.padded(of_branch) for of_branch in of_cells])
+                for of_cells in (rows, weights)
+            )
+            seed = fold_in(root, tf.constant(block.number, tf.int64))
+            start = self._start(request, block)
+            latent = sample(start, tf.gather(gates, of_block), of_weights, seed)
+            if not np.all(np.isfinite(latent)):
+                message = (
+                    "latents became infinite or nan on the way. Lower the guidance "
+                    "scales, take more steps, or train the model further."
+                )
+                raise SamplingError(message)
+            sizes = {
+                name: tf.constant(block.padded(of))
+                for name, of in (request.library_sizes or {}).items()
+            }
+            made = self._decode_block(
+                latent,
+                sizes,
+                tf.constant((derive_seed(request.seed, "counts"), 0), tf.int32),
+                tf.constant(block.number * self._block_size, tf.int64),
+            )
+            pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
+        joined = {
+            name: np.concatenate([piece[name] for piece in pieces])
+            for name in pieces[0]
+        }
+        latents = joined.pop(LATENT)
+        return GeneratedCells(
+            joined, are_counts=self._config.makes_counts, latent=latents
+        )
+
+    def latents(self, features: Mapping[str, tf.Tensor]) -> Rows:
+        """Return the latents of cells, in the units of the autoencoder."""
+        latents: Rows = self._encode(features).numpy()
+        return latents
+
+    @property
+    def _uses_average(self) -> bool:
+        uses_it = self._config.diffusion.use_average
+        return uses_it and not self._config.reference_behaviour
+
+    @functools.cached_property
+    def _stages(self) -> tuple[AutoencoderStage, DiffusionStage]:
+        with self._strategy.scope():
+            return self._make_stages()
+
+    def _take_trained_weights(self) -> None:
+        """While the model is trained, generate with the weights as they now are."""
+        if "_stages" not in self.__dict__:
+            return
+        stage = self._stages[1]
+        source = stage.average if self._uses_average else stage.network
+        for weight, trained in zip(
+            self._network.variables, source.variables, strict=True
+        ):
+            weight.assign(trained)
+
+    def _start(self, request: GenerationRequest, block: Block) -> tf.Tensor:
+        """Return the scaled latents of the source; zeros without one."""
+        if request.source is None:
+            return tf.zeros((self._block_size, self._network.n_latent))
+        features = {
+            name: tf.constant(block.padded(np.asarray(of)))
+            for name, of in request.source.features.items()
+        }
+        return self._scale(self._encode(features))
+
+    def _first_position(
+        self, request: GenerationRequest, settings: SolverSettings
+    ) -> int | None:
+        """Return the position that sampling starts at; None from noise alone."""
+        if request.source is None:
+            return None
+        last = len(self._schedule) - 1
+        wanted = last if request.noise_step is None else request.noise_step
+        taken = self.sampler(settings)[0].schedule.original_steps
+        return max(0, int(np.searchsorted(taken, wanted, side="right")) - 1)
+
+    def _conditions(
+        self, request: GenerationRequest
+    ) -> tuple[tf.Tensor, npt.NDArray[np.int32], Rows]:
+        """Return gates, and the row and weight of each cell in each branch.
+
+        Gates are those of all combinations of categories that are asked for, each once.
+        Of mixed categories, each has the branches of guidance, with its share.
+        """
+        null_codes, n_cells = self._network.null_codes, request.n_cells
+        known = {
+            name: np.asarray(of, np.int32)
+            for name, of in request.covariates.items()
+            if name in null_codes
+        }
+        scales = {
+            name: 1.0
+            if self._config.reference_behaviour
+            else request.guidance.get(name, 1.0)
+            for name in known
+        }
+        branches = nested_branches(scales, known, null_codes)
+        nulls = {
+            name: np.full(n_cells, null, np.int32) for name, null in null_codes.items()
+        }
+        sides, shares = [{**nulls, **known}], np.ones((1, n_cells), np.float32)
+        mixture = request.mixture
+        if mixture is not None:
+            sides.append({**sides[0], mixture.covariate: mixture.codes})
+            shares = np.stack([1 - mixture.shares, mixture.shares])
+        weights = np.stack([branch.weight * shares for branch in branches])
+        weights = weights.astype(np.float32).reshape(-1, n_cells)
+        if not null_codes:
+            return self._gates({}), np.zeros((1, n_cells), np.int32), weights
+        joined = {
+            name: np.concatenate([side[name] for side in sides]) for name in null_codes
+        }
+        of_rows, rows = nested_conditions(branches, joined, null_codes)
+        codes = {name: tf.constant(of) for name, of in of_rows.items()}
+        return self._gates(codes), rows.reshape(-1, n_cells), weights
+
+    def _sampler(
+        self, settings: SolverSettings, first: int | None
+    ) -> Callable[..., tf.Tensor]:
+        """Return the compiled ``(latents, gates, weights, seed) -> latents``."""
+        key = (settings, first)
+        if key not in self._samplers:
+            shape = (self._block_size, self._network.n_latent)
+            sampler, step_index = self.sampler(settings)
+
+            def sample(
+                start: tf.Tensor, gates: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor
+            ) -> tf.Tensor:
+                def noise_of(position: tf.Tensor) -> tf.Tensor:
+                    own = fold_in(seed, position + 1)
+                    return tf.random.stateless_normal(shape, own, alg="philox")
+
+                network = GuidedDenoiser(
+                    self._network,
+                    tf.constant(step_index),
+                    gates,
+                    weights,
+                    settings.cache_branch,
+                )
+                noise = tf.random.stateless_normal(
+                    shape, fold_in(seed, 0), alg="philox"
+                )
+                if first is not None:
+                    position = tf.constant(first)
+                    noise = add_noise(sampler.schedule, start, noise, position)
+                return sampler.sample(network, noise, noise_of, first=first)
+
+            self._samplers[key] = tf.function(sample, jit_compile=self._jit)
+        return self._samplers[key]
+
+    def sampler(
+        self, settings: SolverSettings
+    ) -> tuple[Sampler, npt.NDArray[np.int64]]:
+        """Return how noise is followed, and what the network is given as steps."""
+        n_steps, interval = settings.n_steps, settings.cache_interval
+        schedule = self._schedule.respaced(
+            spaced_steps(len(self._schedule), (n_steps,))
+        )
+        full_steps = None
+        if interval > 1 and settings.cache_spacing == "even":
+            full_steps = even_full_steps(n_steps, interval)
+        elif interval > 1:
+            # The centre is that of 1000 steps, at the same noise.
+            centre = max(1, round(CENTRE * n_steps / len(self._schedule)))
+            full_steps = uneven_full_steps(n_steps, interval, centre=centre)
+        sampler = Sampler(
+            schedule,
+            "ddim" if settings.name == "ddim" else "ddpm",
+            settings.eta,
+            self._config.diffusion.variance,
+            full_steps,
+        )
+        is_mapped = not self._config.reference_behaviour
+        steps = schedule.original_steps if is_mapped else np.arange(n_steps)
+        return sampler, steps
+
+    def _decode(
+        self,
+        scaled: tf.Tensor,
+        sizes: Mapping[str, tf.Tensor],
+        seed: tf.Tensor,
+        first_cell: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        latent = self._scale.restore(scaled)
+        if self._config.diffusion.project_to_sphere:
+            latent = self._autoencoder.on_sphere(latent)
+        decoded = self._autoencoder.decode(
+            latent, sizes, batch_statistics=self._config.reference_behaviour
+        )
+        cells = decoded[RNA].sample(fold_in(seed, 0), first_cell)
+        if not self._config.makes_counts:
+            cells = scale_to_library_size(cells, self._target_library_size)
+        return {RNA: cells, LATENT: latent}
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ExperimentParameters, manifest: DatasetManifest
+    ) -> Self:
+        """Build the model of one experiment.
+
+        Raises
+        ------
+        ConfigError
+            If the data have another modality than RNA.
+        """
+        if set(manifest.features) != {RNA}:
+            message = (
+                f"model.type cfDiffusion makes RNA alone, but the data have "
+                f"{', '.join(manifest.features)}. CFGen makes RNA and ATAC."
+            )
+            raise ConfigError(message)
+        model = cast(CfdiffusionConfig, parameters.model)
+        training, diffusion = parameters.training, model.diffusion
+        seed, jit = derive_seed(training.seed, "weights"), resolve_jit(training.jit)
+        dtype = "mixed_bfloat16" if training.precision == "bfloat16" else "float32"
+        autoencoder = build_latent_autoencoder(
+            model.autoencoder, len(manifest.features[RNA]), seed=seed, dtype=dtype
+        )
+        n_categories = {
+            name: len(manifest.covariates[name]) for name in model.conditions(manifest)
+        }
+
+        def make_denoiser() -> Denoiser:
+            return Denoiser(
+                autoencoder.n_latent,
+                n_categories,
+                widths=diffusion.widths,
+                seed=seed,
+                dtype=dtype,
+            )
+
+        scale = LatentScale(autoencoder.n_latent)
+        schedule = NoiseSchedule.of(
+            cosine_betas(diffusion.n_steps)
+            if diffusion.schedule == "cosine"
+            else linear_betas(
+                diffusion.n_steps, scaled=diffusion.schedule == "linear_scaled"
+            )
+        )
+
+        def make_stages() -> tuple[AutoencoderStage, DiffusionStage]:
+            of_stage = {name: training.of_stage(name) for name in model.STAGES}
+            network = make_denoiser()
+            return (
+                AutoencoderStage(
+                    autoencoder,
+                    make_optimizer(of_stage[AutoencoderStage.name]),
+                    label=manifest.label,
+                    clip_norm=of_stage[AutoencoderStage.name].clip_norm,
+                    jit=jit,
+                ),
+                DiffusionStage(
+                    functools.partial(
+                        autoencoder.encode, batch_statistics=model.reference_behaviour
+                    ),
+                    scale,
+                    network,
+                    WeightAverage(
+                        network.variables,
+                        diffusion.average_rate,
+                        has_warm_up=not model.reference_behaviour,
+                    ),
+                    make_optimizer(of_stage[DiffusionStage.name]),
+                    schedule,
+                    DiffusionRecipe(
+                        diffusion.unconditional_share,
+                        diffusion.dropping,
+                        diffusion.latent_scale,
+                    ),
+                    clip_norm=of_stage[DiffusionStage.name].clip_norm,
+                    jit=jit,
+                ),
+            )
+
+        return cls(
+            autoencoder,
+            scale,
+            make_denoiser(),
+            schedule,
+            model,
+            SolverSettings.of(parameters.generation),
+            make_stages,
+            target_library_size=manifest.target_library_size,
+            jit=jit,
+        )
+
+
+def build_latent_autoencoder(
+    config: LatentAutoencoderConfig, n_genes: int, *, seed: int, dtype: str
+) -> CountAutoencoder:
+    """Build the autoencoder of RNA whose latents have length 1."""
+    rna = Modality(
+        n_features=n_genes,
+        widths=(*config.layers, config.n_latent),
+        likelihood=config.decoder,
+        transform="log1p_per_10000",
+        activation="prelu",
+        residual=config.residual,
+    )
+    return CountAutoencoder({RNA: rna}, on_sphere=True, seed=seed, dtype=dtype)

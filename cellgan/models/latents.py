@@ -1,0 +1,113 @@
+"""What latent families share: encoded cells, their scale, and blocks of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from cellgan.batches import CellBatch
+from cellgan.layers import SizedLayer
+from cellgan.models.base import Block
+
+LATENT = "latent"
+"""Key of latents among the features of a batch."""
+MOST_CELLS_PER_BLOCK = 512
+"""Cells are made in blocks, whatever is asked for, so that a cell's noise and the
+shapes it is computed with depend on its index alone."""
+MOST_VALUES_PER_BLOCK = 2**23
+"""Features of a block's cells together, at most: 32 MB as float32."""
+
+
+class LatentScale(SizedLayer):
+    """Latents in units of their own: mean 0 and deviation 1 in every dimension.
+
+    It is the identity until `fit` has seen latents.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latents.
+    """
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(name="latent_scale")
+        self._n_latent = n_latent
+        self.build()
+
+    def _make_weights(self) -> None:
+        shape = (self._n_latent,)
+        self.mean = self._weight("mean", shape, "zeros", trainable=False)
+        self.deviation = self._weight("deviation", shape, "ones", trainable=False)
+
+    def fit(self, latents: npt.NDArray[np.float32]) -> None:
+        """Take mean and deviation of some latents ``(n_cells, n_latent)``."""
+        deviation = latents.std(axis=0, dtype=np.float64)
+        self.mean.assign(latents.mean(axis=0, dtype=np.float64))
+        self.deviation.assign(np.where(deviation > 0, deviation, 1.0))
+
+    def call(self, latents: tf.Tensor) -> tf.Tensor:
+        """Standardise latents."""
+        return (latents - self.mean) / self.deviation
+
+    def restore(self, standardized: tf.Tensor) -> tf.Tensor:
+        """Return standardised latents to their own units."""
+        return standardized * self.deviation + self.mean
+
+
+def encoded(
+    encode: Callable[[Mapping[str, tf.Tensor]], tf.Tensor], cells: Iterable[CellBatch]
+) -> CellBatch:
+    """Return all cells as one batch of arrays, with latents in place of features.
+
+    Parameters
+    ----------
+    encode
+        ``features -> latents (n_cells, n_latent)``.
+    cells
+        Batches, at least one.
+    """
+    batches = [
+        CellBatch(
+            {LATENT: encode(batch.features).numpy()},
+            {name: of.numpy() for name, of in batch.library_size.items()},
+            {name: of.numpy() for name, of in batch.covariates.items()},
+        )
+        for batch in cells
+    ]
+    first = batches[0]
+    return CellBatch(
+        *(
+            {
+                name: np.concatenate([getattr(batch, field)[name] for batch in batches])
+                for name in getattr(first, field)
+            }
+            for field in CellBatch._fields
+        )
+    )
+
+
+def block_size(n_features: int) -> int:
+    """Return how many cells of so many features are made together."""
+    size = MOST_CELLS_PER_BLOCK
+    while size > 1 and size * n_features > MOST_VALUES_PER_BLOCK:
+        size //= 2
+    return size
+
+
+def padded_codes(
+    codes: Mapping[str, npt.NDArray[Any]], block: Block
+) -> dict[str, tf.Tensor]:
+    """Return the codes of a request's cells for a block, the others filled with 0."""
+    return {
+        name: tf.constant(block.padded(np.asarray(of, np.int32)))
+        for name, of in codes.items()
+    }
+
+
+def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    """Return the stateless seed ``(2,)`` of a part of what a seed is for."""
+    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")

@@ -1,0 +1,167 @@
+"""The network that steers scDiffusion: labels of latents that noise was added to.
+
+Its gradient, in the latent, of the logarithm of a label's probability moves sampling
+towards the label; the denoiser then needs to know no labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from cellgan.layers import (
+    BatchNormalization,
+    BatchStatistics,
+    Linear,
+    SizedLayer,
+    uniform_by_inputs,
+)
+from cellgan.layers.time_embedding import step_features
+from cellgan.seeds import derive_seed
+
+WIDTHS = (512, 512, 256)
+
+
+class NoisyClassifier(SizedLayer):
+    """Layers that are shifted by a projection of the step, and then normalised.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latents.
+    n_categories
+        Number of labels.
+    widths
+        Of the layers; the first is that of the embedding of the step too, and even.
+    seed
+        Of the initial weights: uniform within ``1 / sqrt(n_inputs)`` of 0.
+    dtype
+        Keras dtype policy.
+
+    Notes
+    -----
+    The last layer is not shifted. The original has weights for it that nothing uses.
+
+    References
+    ----------
+    Luo et al. (2024), scDiffusion: conditional generation of high-quality single-cell
+    data using diffusion model, section 2.3. https://arxiv.org/abs/2401.03968
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_categories: int,
+        *,
+        widths: Sequence[int] = WIDTHS,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(name="noisy_classifier", dtype=dtype)
+        self._seed = seed
+        width = widths[0]
+        self._n_embedding = width
+        self.time_layers = [self._linear(f"time_{i}", width, width) for i in (1, 2)]
+        self.layers = [
+            self._linear(f"layer_{index}", n_inputs, n_outputs)
+            for index, (n_inputs, n_outputs) in enumerate(
+                itertools.pairwise((n_latent, *widths)), start=1
+            )
+        ]
+        self.time_projections = [
+            self._linear(f"time_projection_{index}", width, n_outputs)
+            for index, n_outputs in enumerate(widths[:-1], start=1)
+        ]
+        self.norms = [
+            BatchNormalization(n_outputs, name=f"norm_{index}", dtype=dtype)
+            for index, n_outputs in enumerate(widths, start=1)
+        ]
+        self.output_layer = self._linear("output", widths[-1], n_categories)
+        self.build()
+
+    def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
+        def initializer(kind: str) -> keras.Initializer:
+            seed = derive_seed(self._seed, "noisy_classifier", name, kind)
+            return uniform_by_inputs(n_inputs, seed)
+
+        return Linear(
+            n_inputs,
+            n_outputs,
+            initializer("kernel"),
+            bias_initializer=initializer("bias"),
+            name=name,
+            dtype=self.dtype_policy.name,
+        )
+
+    def _make_weights(self) -> None:
+        # Refuses a width that does not suit, before the first batch.
+        step_features(tf.zeros((1,)), self._n_embedding)
+        for layer in (
+            *self.time_layers,
+            *self.layers,
+            *self.time_projections,
+            *self.norms,
+            self.output_layer,
+        ):
+            layer.build()
+
+    def call(
+        self, latent: tf.Tensor, step_index: tf.Tensor, *, training: bool = False
+    ) -> tuple[tf.Tensor, tuple[BatchStatistics, ...]]:
+        """Return the logits of labels, and the statistics that normalised the units.
+
+        Parameters
+        ----------
+        latent
+            With noise, ``(n_cells, n_latent)``.
+        step_index
+            Of the schedule that was trained on, ``(n_cells,)`` or ``(1,)``.
+        training
+            Normalise by the statistics of this batch; otherwise the running ones.
+
+        Returns
+        -------
+        Logits ``(n_cells, n_categories)``, and the statistics of each layer.
+        """
+        first, second = self.time_layers
+        features = step_features(step_index, self._n_embedding)
+        embedded = tf.nn.silu(second(tf.nn.silu(first(features))))
+        hidden, statistics = latent, []
+        for layer, norm, projection in itertools.zip_longest(
+            self.layers, self.norms, self.time_projections
+        ):
+            units = layer(hidden)
+            if projection is not None:
+                units += projection(embedded)
+            units, used = norm(units, training=training)
+            hidden = tf.nn.silu(units)
+            statistics.append(used)
+        return self.output_layer(hidden), tuple(statistics)
+
+    def slope(
+        self, latent: tf.Tensor, step_index: tf.Tensor, scales: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the gradient that labels pull latents by, ``(n_cells, n_latent)``.
+
+        Parameters
+        ----------
+        latent, step_index
+            As of a call.
+        scales
+            How strongly each label pulls, ``(n_cells, n_categories)``: the gradient is
+            that of the sum of log-probabilities times these. Two labels with scales
+            above 0 pull towards a mixture.
+
+        References
+        ----------
+        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis,
+        section 4. https://arxiv.org/abs/2105.05233
+        """
+        with tf.GradientTape() as tape:
+            tape.watch(latent)
+            logits, _ = self(latent, step_index)
+            pull = tf.reduce_sum(scales * tf.nn.log_softmax(logits))
+        return tape.gradient(pull, latent)
