@@ -278,9 +278,15 @@ def generate(
     request = settings.cells_no if cells_no is None else cells_no
     condition = settings.condition
     if requests is not None:  # stands for what the parameters say
+        if given.get("condition"):
+            msg = (
+                "--requests stands for --condition: give the file alone, with a column "
+                "for each covariate."
+            )
+            raise ConfigError(msg)
         request, condition = cells_no or LIKE_DATA, {}
     # A slip is answered before TensorFlow loads.
-    request_parts(
+    parts = request_parts(
         request,
         manifest,
         model,
@@ -288,6 +294,8 @@ def generate(
         requests=requests,
         where="generation.cells_no" if cells_no is None else "--cells_no",
     )
+    for sentence in doubts(parts, manifest, settings.guidance):
+        log.warning("%s: %s", experiment.name, sentence)
     check_guidance(settings.guidance, model.conditions(manifest))
     path = check_save_path(
         save_path or experiment.generated_file, modalities=manifest.features

@@ -466,7 +466,31 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
         )
         raise ConfigError(msg)
     parameters.model.check_generation(parameters.generation, f"{where}.generation")
+    _check_covariates(parameters, where)
     return _resolve_library_size(parameters, where)
+
+
+def _check_covariates(parameters: ExperimentParameters, where: str) -> None:
+    """Refuse conditions and guidance by what are not going to be covariates."""
+    source = parameters.input_ds
+    known = (source.clustering.label, *source.covariates)
+    model = json.loads(TypeAdapter(type(parameters.model)).dump_json(parameters.model))
+    named = {
+        f"model.{block}.condition_on": values.get("condition_on") or ()
+        for block, values in model.items()
+        if isinstance(values, dict)
+    }
+    named["generation.condition"] = parameters.generation.condition
+    named["generation.guidance"] = parameters.generation.guidance
+    for key, names in named.items():
+        for name in names:
+            if name not in known:
+                msg = (
+                    f'{where}.{key}: no covariate "{name}".{did_you_mean(name, known)}'
+                    f"\n    Covariates: {', '.join(known)} (input_ds.clustering.key and "
+                    "input_ds.covariates)."
+                )
+                raise ConfigError(msg)
 
 
 def _parse_training(
@@ -541,8 +565,23 @@ def with_generation(
         As `parse_experiment`, naming the option.
     """
     block = {**as_json(parameters.generation), **given}
-    generation = _parse(GenerationParameters, block, "command line")
+    try:
+        generation = _parse(GenerationParameters, block, "command line")
+    except ConfigError as error:
+        named = re.sub(
+            r"command line\.(\w+)", lambda of: f"--{of[1].replace('_', '-')}", str(error)
+        )
+        raise ConfigError(named) from None
     _refuse_keys_of_others(generation, "generation", parameters.model, "command line")
+    chooses_steps = generation.solver == "dopri5"
+    for key in ("n_steps",) if chooses_steps else ("tolerance",):
+        if key in given:
+            msg = (
+                f"--{key.replace('_', '-')} has no effect on the solver "
+                f"{generation.solver}, which "
+                + ("chooses its steps." if chooses_steps else "has fixed steps.")
+            )
+            raise ConfigError(msg)
     parameters.model.check_generation(generation, "command line")
     return dataclasses.replace(parameters, generation=generation)
 

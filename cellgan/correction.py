@@ -97,6 +97,8 @@ def correct(
     for modality, cells in frames.items():
         cells.X = counts[modality]
         cells.obsm[BEFORE], cells.obsm[AFTER] = before, after
+        for column in {"n_counts", "n_genes", "n_peaks"} & {*cells.obs}:
+            cells.obs[f"original_{column}"] = cells.obs.pop(column)
         cells.layers.clear()
         cells.uns["cellgan"] = {
             "parameters": json.dumps(as_json(experiment.parameters), sort_keys=True),

@@ -76,6 +76,8 @@ class Request(NamedTuple):
     """Of every cell by modality, for models that make counts."""
     guidance: Mapping[str, float]
     solver: SolverSettings | None
+    said: Mapping[str, Any]
+    """What was asked for, as plain values."""
 
     @property
     def n_cells(self) -> int:
@@ -316,6 +318,7 @@ class TrainedModel:
             library_sizes=sizes,
             guidance=guidance,
             solver=wishes.get("solver"),
+            said=_plain(wishes),
         )
 
     def _pieces(self, request: Request) -> Iterator[Piece]:
@@ -370,6 +373,7 @@ class TrainedModel:
             "step": self.step,
             "seed": request.seed,
             "cells_no": np.array(request.numbers, dtype=np.int64),
+            "request": json.dumps(request.said, sort_keys=True),
             "scale": self._scale(request, are_counts=are_counts),
             "are_counts": are_counts,
             "versions": versions(),
@@ -389,6 +393,19 @@ class TrainedModel:
                 f"trained on library sizes normalised to {size}, not rescaled, no log"
             )
         return f"library-size-normalised to {size}, no log"
+
+
+def _plain(wishes: Wishes) -> dict[str, Any]:
+    """Return wishes as what JSON can hold, those that are none left out."""
+    said = {name: of for name, of in wishes.items() if of}
+    if solver := wishes.get("solver"):
+        said["solver"] = dataclasses.asdict(solver)
+    if requests := wishes.get("requests"):
+        said["requests"] = str(requests)
+    for name in ("condition", "guidance"):
+        if name in said:
+            said[name] = dict(cast(Any, said[name]))
+    return said
 
 
 def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:

@@ -138,6 +138,34 @@ def request_parts(
     return _by_label(numbers, codes, manifest)
 
 
+def doubts(
+    parts: Sequence[tuple[Mapping[str, int], int]],
+    manifest: DatasetManifest,
+    guidance: Mapping[str, float],
+) -> list[str]:
+    """Return what a user should know before relying on cells, in sentences."""
+    sentences = []
+    for codes, n_cells in parts:
+        n_trained = sum(each.n_cells for each in matching(codes, manifest))
+        if n_cells and n_trained < FEW_CELLS:
+            named = ", ".join(
+                f"{name} {manifest.covariates[name].categories[code]}"
+                for name, code in codes.items()
+            )
+            sentences.append(
+                f"{n_trained or 'no'} training cells are {named}: what is made is "
+                "extrapolated from others"
+            )
+    named_covariates = {name for codes, _ in parts for name in codes}
+    sentences += [
+        f"guidance of {name} is 0: cells carry the {name} that was asked for, and do "
+        "not follow it"
+        for name, scale in guidance.items()
+        if scale == 0 and name in named_covariates
+    ]
+    return sentences
+
+
 def check_guidance(
     guidance: Mapping[str, float], known: Sequence[str], where: str = "--guidance"
 ) -> None:
