@@ -14,15 +14,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo test test-all bench lint
+.PHONY: help install demo test test-all bench lint
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make install   installs everything into .venv; demo and test do so too"
 	@echo "make demo      process, train, generate and evaluate the embedded data set"
 	@echo "make test      the default tests"
 	@echo "make test-all  slow tests too, and those on CELLGAN_DATA_DIR's real data"
 	@echo "make bench     every script in benchmarks/"
 	@echo "make lint      ruff, mypy"
+
+install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/python main.py --param parameters.json --process --train --generate --evaluate

@@ -19,7 +19,7 @@ from cellgan.cell_requests import LIKE_DATA, check_save_path
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
-from cellgan.wanted_cells import check_guidance, request_parts
+from cellgan.wanted_cells import check_guidance, doubts, request_parts
 
 if TYPE_CHECKING:
     from tensorflow.data import Dataset

@@ -487,8 +487,8 @@ def _check_covariates(parameters: ExperimentParameters, where: str) -> None:
             if name not in known:
                 msg = (
                     f'{where}.{key}: no covariate "{name}".{did_you_mean(name, known)}'
-                    f"\n    Covariates: {', '.join(known)} (input_ds.clustering.key and "
-                    "input_ds.covariates)."
+                    f"\n    Covariates: {', '.join(known)} (clustering.key and "
+                    "covariates of input_ds)."
                 )
                 raise ConfigError(msg)
 
@@ -569,7 +569,9 @@ def with_generation(
         generation = _parse(GenerationParameters, block, "command line")
     except ConfigError as error:
         named = re.sub(
-            r"command line\.(\w+)", lambda of: f"--{of[1].replace('_', '-')}", str(error)
+            r"command line\.(\w+)",
+            lambda of: f"--{of[1].replace('_', '-')}",
+            str(error),
         )
         raise ConfigError(named) from None
     _refuse_keys_of_others(generation, "generation", parameters.model, "command line")

@@ -21,7 +21,6 @@ from cellgan.config import (
     with_generation,
 )
 from cellgan.errors import ConfigError
-from tests.manifests import make_manifest
 
 ORIGINAL = {
     "exp_param": {"experiments_dir": "experiments", "GPU": [0]},
@@ -437,12 +436,17 @@ def test_generation_keys_of_the_command_line_go_over_those_of_the_file() -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"solver": "rk5"}, r'command line\.solver: "rk5" found, expected .euler.'),
-        ({"n_steps": 0}, r"command line\.n_steps: 0 found, expected greater than"),
+        ({"solver": "rk5"}, r'--solver: "rk5" found, expected .euler.'),
+        ({"n_steps": 0}, r"--n-steps: 0 found, expected greater than"),
         (
             {"library_size": "real"},
-            r'command line\.library_size: "real" found, expected',
+            r'--library-size: "real" found, expected',
         ),
+        (
+            {"tolerance": 1e-5},
+            "--tolerance has no effect on the solver midpoint, which",
+        ),
+        ({"solver": "dopri5", "n_steps": 9}, "--n-steps has no effect on the solver"),
         ({"counts": True}, r"command line\.generation: counts has no meaning .* scGAN"),
     ],
 )
@@ -509,6 +513,14 @@ WRONG_STAGES = {
     "solver of a GAN": (
         {"model": {}, "generation": {"solver": "rk4"}},
         rf"here\.generation: solver has {LATENT_ONLY}",
+    ),
+    "condition by what is no covariate": (
+        {"model": {"type": "CFGen", "flow": {"condition_on": ["clustr"]}}},
+        r'here\.model\.flow\.condition_on: no covariate "clustr"\. Did you mean "clus',
+    ),
+    "guidance by what is no covariate": (
+        {"generation": {"guidance": {"donor": 2.0}}},
+        r'here\.generation\.guidance: no covariate "donor"',
     ),
     "covariate named twice": (
         {"model": {"type": "CFGen", "flow": {"condition_on": ["a", "a"]}}},
@@ -634,8 +646,6 @@ def test_solver_of_a_diffusion_is_refused_by_a_flow() -> None:
 
 
 def test_unknown_condition_of_a_diffusion_is_named() -> None:
-    model = cfdiffusion(
-        model={"type": "cfDiffusion", "diffusion": {"condition_on": ["donr"]}}
-    ).model
+    model = {"type": "cfDiffusion", "diffusion": {"condition_on": ["donr"]}}
     with pytest.raises(ConfigError, match=r'diffusion\.condition_on: .* "donr"'):
-        model.conditions(make_manifest())
+        cfdiffusion(model=model)

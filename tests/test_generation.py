@@ -92,6 +92,7 @@ def test_provenance_says_where_cells_come_from(tmp_path):
         "seed": 5,
         "scale": "library-size-normalised to 1000, no log",
         "are_counts": False,
+        "request": "{}",
     }
     assert versions["cellgan"] == cellgan.__version__
     assert versions["python"] == platform.python_version()
@@ -411,6 +412,13 @@ def test_wishes_reach_the_model(tmp_path):
     assert request.solver == solver
     assert cells.obs["donor"].tolist() == ["x"] * 4
     assert cells.obs["cluster"].tolist() == list("BBBT")
+    said = json.loads(cells.uns["cellgan"]["request"])
+    assert said.pop("solver")["name"] == "rk4"
+    assert said == {
+        "condition": {"donor": "x"},
+        "guidance": {"donor": 2.5},
+        "library_size": 321,
+    }
 
 
 def test_wishes_are_cut_with_the_cells(tmp_path, small_pieces):

@@ -20,6 +20,7 @@ from cellgan.wanted_cells import (
     assign_covariates,
     check_condition,
     check_guidance,
+    doubts,
     draw_library_sizes,
     pooled_moments,
     read_requests,
@@ -206,6 +207,18 @@ def test_wrong_table_names_the_line(tmp_path, text, message):
 def test_missing_table_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.csv: cannot be read"):
         read_requests(tmp_path / "none.csv", MANIFEST)
+
+
+def test_cells_that_few_or_none_were_like_are_told():
+    parts_ = [({"cluster": 0, "donor": 1}, 5), ({"cluster": 1, "donor": 0}, 5)]
+    (none,) = doubts(parts_, MANIFEST, {})
+    assert none.startswith("no training cells are cluster T, donor 1: what is made is")
+    few = manifest_of({**TABLE, (1, 0): 3}, {**SIZES, (1, 0): (5.0, 6.0)})
+    assert doubts(parts_, few, {})[0].startswith("3 training cells are cluster T")
+    assert doubts([(parts_[1][0], 0)], MANIFEST, {"donor": 0.0}) == [
+        "guidance of donor is 0: cells carry the donor that was asked for, and do not "
+        "follow it"
+    ]
 
 
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])

@@ -15,6 +15,8 @@ from cellgan.cli import main
 from cellgan.experiment import Experiment
 from tests.synthetic import make_cells
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 LABELS = ("type A", "type B", "type C")
 
