@@ -49,7 +49,7 @@ def run_and_kill(command, checkpoint):
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("stop", [1, 7])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_resume_is_exact_for_a_stage_with_dropout(tmp_path, stop):
     whole, before, after = (LinearStage() for _ in range(3))
     train(tmp_path / "whole", whole, SCHEDULE)
@@ -95,6 +95,7 @@ def test_resume_is_exact_for_the_flow_of_cfgen_in_a_new_model(tmp_path):
         assert_same_variables(mine, other)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_for_both_stages_of_cfdiffusion_in_a_new_model(tmp_path):
     whole, resumed = make_cfdiffusion_stages(), make_cfdiffusion_stages()
     schedule = Schedule(6, 0, 0, 0, 3)

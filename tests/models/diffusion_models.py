@@ -41,7 +41,7 @@ def make_model(
 ) -> LatentDiffusion:
     """Build a model from parameters, of which some may be given."""
     block = {
-        "input_ds": {"raw_input": "a.h5ad"},
+        "input_ds": {"raw_input": "a.h5ad", "covariates": ["donor"]},
         "training": blocks.get("training", {}),
         "generation": {"n_steps": 8, **blocks.get("generation", {})},
         "model": {

@@ -58,7 +58,7 @@ def make_model(
     """Build a model from parameters, of which some may be given."""
     peaks = {"atac": {"raw_input": "b.h5ad"}} if atac else {}
     block = {
-        "input_ds": {"raw_input": "a.h5ad", **peaks},
+        "input_ds": {"raw_input": "a.h5ad", "covariates": ["donor"], **peaks},
         "model": {
             "type": "CFGen",
             "autoencoder": {

@@ -29,6 +29,8 @@ from tests.models.diffusion_models import (
 )
 from tests.models.gan_stages import assert_equal, changed, values
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 16
 N_CELLS = 3 * BLOCK + 5
 SIZES = np.linspace(50, 400, N_CELLS).astype(np.float32)

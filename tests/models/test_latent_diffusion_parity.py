@@ -21,6 +21,8 @@ from tests.models.diffusion_reference import (
     assert_close,
 )
 
+pytestmark = pytest.mark.slow
+
 CASES = ["single", "multi"]
 WHOLE = NoiseSchedule.of(linear_betas(1000))
 OF_LONG_CHAINS = 1e-3
