@@ -105,6 +105,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return Experiment.open(folder / "experiments" / "tiny")
 
 
+@pytest.mark.slow
 def test_both_stages_of_cfgen_leave_a_checkpoint_and_losses(flow: Experiment) -> None:
     lines = [json.loads(line) for line in flow.metrics_file.read_text().splitlines()]
 
@@ -117,12 +118,14 @@ def test_both_stages_of_cfgen_leave_a_checkpoint_and_losses(flow: Experiment) ->
         assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_maps_of_cfgen_are_of_cells_and_of_latents(flow: Experiment) -> None:
     maps = {path.name for path in flow.embedding_folder.iterdir()}
 
     assert {"step_20.png", "latents_cell_type_step_20.png"} <= maps
 
 
+@pytest.mark.slow
 def test_cells_of_cfgen_are_counts_of_the_size_asked_for(flow: Experiment) -> None:
     cells = anndata.read_h5ad(flow.generated_file)
     totals = cells.X.sum(axis=1).A1
@@ -134,6 +137,7 @@ def test_cells_of_cfgen_are_counts_of_the_size_asked_for(flow: Experiment) -> No
     assert cells.uns["cellgan"]["scale"] == "counts"
 
 
+@pytest.mark.slow
 def test_same_command_again_does_nothing_new_for_cfgen(flow: Experiment) -> None:
     path = flow.folder.parents[1] / "parameters.json"
     before = flow.metrics_file.read_text()
@@ -255,6 +259,7 @@ def test_generating_with_the_parameters_of_another_model_is_refused(
     assert "model.latent_dim: 4 then, 9 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parameters_may_change_until_a_step_is_kept(tmp_path: Path) -> None:
     path = write_inputs(
         tmp_path, tiny={"training": {"learning_rate": {"alpha_0": 1e30}}}

@@ -72,6 +72,7 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
     assert_same_variables(resumed, whole)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_for_the_autoencoder_of_cfgen(tmp_path):
     whole, resumed = make_cfgen_stages()[0], make_cfgen_stages()[0]
     schedule = Schedule(6, 0, 0, 0, 3)

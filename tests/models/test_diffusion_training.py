@@ -13,6 +13,8 @@ from cellgan.sampling import NoiseSchedule, linear_betas
 from tests.models.diffusion_reference import DiffusionReference, assert_close
 from tests.models.gan_stages import assert_equal, changed, values
 
+pytestmark = pytest.mark.slow
+
 CASES = ["single", "multi"]
 SEED = tf.constant((3, 4))
 N_LATENT = 4

@@ -14,6 +14,8 @@ from tests.models.diffusion_reference import (
     assert_close,
 )
 
+pytestmark = pytest.mark.slow
+
 GUIDED_BELOW = 10
 """Steps of the stored run in which labels pull."""
 

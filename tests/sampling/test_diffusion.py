@@ -23,6 +23,8 @@ from cellgan.sampling.noise_schedules import (
 )
 from tests.models.diffusion_reference import DiffusionReference, assert_close
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = NoiseSchedule.of(linear_betas(1000))
 OUT = "out/diffusion"
 
