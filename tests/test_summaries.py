@@ -47,6 +47,7 @@ def experiments(tmp_path_factory):
     """Two runs: pbmc resumed at step 20 after it had logged to 40, and brain."""
     folder = tmp_path_factory.mktemp("experiments")
     log_steps(folder / "pbmc", 0, (10, 20, 30, 40), 0.0)
+    time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
     log_steps(folder / "pbmc", 20, (30,), 1000.0)
     log_steps(folder / "brain", 0, (10,), 0.0)
     picture = folder / "step_10.png"
