@@ -244,6 +244,21 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
     weight_import.import_cfgen(experiment, files)
 
 
+def _generation_settings(
+    experiment: Experiment, given: Mapping[str, Any]
+) -> config.GenerationParameters:
+    """Return the ``generation`` block of an experiment, with what is given over it.
+
+    Raises
+    ------
+    ConfigError
+        If a key does not suit, or the experiment was processed or trained with others.
+    """
+    experiment.check_frozen("input_ds", "model")
+    known = {key: of for key, of in given.items() if of is not None}
+    return config.with_generation(experiment.parameters, known).generation
+
+
 def generate(
     experiment: Experiment,
     *,
@@ -270,11 +285,8 @@ def generate(
         If the experiment is not trained.
     """
     manifest = experiment.manifest()
-    experiment.check_frozen("input_ds", "model")
     model = experiment.parameters.model
-    settings = config.with_generation(
-        experiment.parameters, {k: v for k, v in given.items() if v is not None}
-    ).generation
+    settings = _generation_settings(experiment, given)
     request = settings.cells_no if cells_no is None else cells_no
     condition = settings.condition
     if requests is not None:  # stands for what the parameters say
@@ -341,10 +353,7 @@ def correct(
         As `cellgan.correction.correct`.
     """
     manifest = experiment.manifest()
-    experiment.check_frozen("input_ds", "model")
-    settings = config.with_generation(
-        experiment.parameters, {k: v for k, v in given.items() if v is not None}
-    ).generation
+    settings = _generation_settings(experiment, given)
     path = check_save_path(
         save_path or experiment.corrected_file, modalities=manifest.features
     )
@@ -395,10 +404,7 @@ def interpolate(
         As `cellgan.interpolation.interpolate`.
     """
     manifest = experiment.manifest()
-    experiment.check_frozen("input_ds", "model")
-    settings = config.with_generation(
-        experiment.parameters, {k: v for k, v in given.items() if v is not None}
-    ).generation
+    settings = _generation_settings(experiment, given)
     path = check_save_path(
         save_path or experiment.interpolated_file, modalities=manifest.features
     )
@@ -436,10 +442,7 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
         As `cellgan.guidance_sweep.sweep_guidance`.
     """
     experiment.manifest()
-    experiment.check_frozen("input_ds", "model")
-    settings = config.with_generation(
-        experiment.parameters, {k: v for k, v in given.items() if v is not None}
-    ).generation
+    settings = _generation_settings(experiment, given)
 
     load_tensorflow()
     from cellgan import guidance_sweep  # noqa: PLC0415

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -474,14 +474,11 @@ def _check_covariates(parameters: ExperimentParameters, where: str) -> None:
     """Refuse conditions and guidance by what are not going to be covariates."""
     source = parameters.input_ds
     known = (source.clustering.label, *source.covariates)
-    model = json.loads(TypeAdapter(type(parameters.model)).dump_json(parameters.model))
-    named = {
-        f"model.{block}.condition_on": values.get("condition_on") or ()
-        for block, values in model.items()
-        if isinstance(values, dict)
+    named: dict[str, Iterable[str]] = {
+        **{f"model.{key}": of for key, of in parameters.model.named_conditions.items()},
+        "generation.condition": parameters.generation.condition,
+        "generation.guidance": parameters.generation.guidance,
     }
-    named["generation.condition"] = parameters.generation.condition
-    named["generation.guidance"] = parameters.generation.guidance
     for key, names in named.items():
         for name in names:
             if name not in known:

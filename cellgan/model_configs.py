@@ -65,6 +65,11 @@ class ModelConfig:
         """
         return (manifest.label,)
 
+    @property
+    def named_conditions(self) -> Mapping[str, tuple[str, ...]]:
+        """Covariates that the parameters name, by key of the ``model`` block."""
+        return {}
+
     def knows_labels(self, manifest: DatasetManifest) -> bool:
         """Return whether cells of a chosen label can be asked for."""
         return manifest.label in self.conditions(manifest)
@@ -243,6 +248,11 @@ class CfgenConfig(ModelConfig):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     flow: FlowConfig = FlowConfig()
 
+    @property
+    def named_conditions(self) -> Mapping[str, tuple[str, ...]]:
+        """``flow.condition_on``."""
+        return {"flow.condition_on": self.flow.condition_on or ()}
+
     def conditions(self, manifest: DatasetManifest) -> tuple[str, ...]:
         """Return ``flow.condition_on``, or all covariates of the data."""
         return _conditions(self.flow.condition_on, manifest, "model.flow.condition_on")
@@ -374,6 +384,11 @@ class CfdiffusionConfig(ModelConfig):
     """Do what the released cfDiffusion does, to compare with it: guidance without
     effect, fewer steps numbered from 0, the last weights, and autoencoders that
     normalise by the statistics of the cells at hand."""
+
+    @property
+    def named_conditions(self) -> Mapping[str, tuple[str, ...]]:
+        """``diffusion.condition_on``."""
+        return {"diffusion.condition_on": self.diffusion.condition_on or ()}
 
     def conditions(self, manifest: DatasetManifest) -> tuple[str, ...]:
         """Return ``diffusion.condition_on``, or all covariates of the data."""

@@ -246,7 +246,7 @@ def update_weights(
     gradients: Sequence[tf.Tensor],
     *,
     clip_norm: float | None = None,
-) -> tf.Tensor:
+) -> dict[str, tf.Tensor]:
     """Apply this replica's gradients of a mean loss; call on every replica.
 
     Parameters
@@ -259,8 +259,10 @@ def update_weights(
 
     Returns
     -------
-    That norm before clipping, of this replica alone without `clip_norm`.
+    By TensorBoard tag: ``learning_rate``, of this update, and ``gradient_norm``, that
+    norm before clipping, of this replica alone without `clip_norm`.
     """
+    learning_rate = tf.convert_to_tensor(optimizer.learning_rate)
     replicas = tf.distribute.get_replica_context()
     n_replicas = replicas.num_replicas_in_sync
     if n_replicas > 1 and clip_norm is not None:
@@ -272,7 +274,7 @@ def update_weights(
     if n_replicas > 1:
         gradients = [gradient / n_replicas for gradient in gradients]
     optimizer.apply(gradients, weights)
-    return norm
+    return {"learning_rate": learning_rate, "gradient_norm": norm}
 
 
 class WeightAverage:

@@ -153,8 +153,11 @@ def doubts(
                 for name, code in codes.items()
             )
             sentences.append(
-                f"{n_trained or 'no'} training cells are {named}: what is made is "
-                "extrapolated from others"
+                f"only {n_trained} training cells are {named}: the model knows little "
+                "of them"
+                if n_trained
+                else f"no training cells are {named}: what is made is extrapolated "
+                "from others"
             )
     named_covariates = {name for codes, _ in parts for name in codes}
     sentences += [

@@ -146,7 +146,8 @@ def test_all_gradients_are_clipped_together_by_their_norm(clip_norm, moved):
     weights = [keras.Variable([0.0]), keras.Variable([0.0])]
     gradients = [tf.constant([3.0]), tf.constant([4.0])]
     optimizer = keras.optimizers.SGD(1.0)
-    norm = update_weights(optimizer, weights, gradients, clip_norm=clip_norm)
+    update = update_weights(optimizer, weights, gradients, clip_norm=clip_norm)
+    norm = update["gradient_norm"]
     assert float(norm) == 5
     found = [-float(weight[0]) for weight in weights]
     assert found == pytest.approx(moved)
@@ -176,7 +177,10 @@ TWO_REPLICAS = """
         def update():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             gradient = tf.constant([[6.0, 0.0], [0.0, 8.0]])[replica]
-            return update_weights(optimizer, [weight], [gradient], clip_norm=clip_norm)
+            update = update_weights(
+                optimizer, [weight], [gradient], clip_norm=clip_norm
+            )
+            return update["gradient_norm"]
 
         norms = strategy.experimental_local_results(strategy.run(update))
         values = strategy.experimental_local_results(weight.value)

@@ -214,7 +214,7 @@ def test_cells_that_few_or_none_were_like_are_told():
     (none,) = doubts(parts_, MANIFEST, {})
     assert none.startswith("no training cells are cluster T, donor 1: what is made is")
     few = manifest_of({**TABLE, (1, 0): 3}, {**SIZES, (1, 0): (5.0, 6.0)})
-    assert doubts(parts_, few, {})[0].startswith("3 training cells are cluster T")
+    assert doubts(parts_, few, {})[0].startswith("only 3 training cells are cluster T")
     assert doubts([(parts_[1][0], 0)], MANIFEST, {"donor": 0.0}) == [
         "guidance of donor is 0: cells carry the donor that was asked for, and do not "
         "follow it"

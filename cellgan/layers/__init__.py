@@ -20,7 +20,6 @@ from cellgan.layers.mlp import (
     glorot_uniform,
     he_normal,
     scale_to_library_size,
-    uniform_by_inputs,
 )
 from cellgan.layers.sized import SizedLayer
 
@@ -37,5 +36,4 @@ __all__ = [
     "one_hot",
     "scale_to_library_size",
     "unbiased",
-    "uniform_by_inputs",
 ]

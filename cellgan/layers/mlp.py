@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cellgan.layers.sized import SizedLayer
+from cellgan.seeds import derive_seed
 
 LIBRARY_SIZE_EPSILON = float(np.finfo(np.float64).eps)
 """Added to a sum of expression: of no effect unless the sum is exactly 0."""
@@ -53,6 +55,22 @@ class Linear(SizedLayer):
         self._bias_initializer = bias_initializer
         self._use_bias = use_bias
 
+    @classmethod
+    def uniform(
+        cls, n_inputs: int, n_outputs: int, seed: int, *, name: str, dtype: str
+    ) -> Self:
+        """Make a layer of weights uniform within ``1 / sqrt(n_inputs)`` of 0."""
+        limit = 1 / math.sqrt(n_inputs)
+        kernel, bias = (
+            keras.initializers.RandomUniform(
+                -limit, limit, seed=derive_seed(seed, kind)
+            )
+            for kind in ("kernel", "bias")
+        )
+        return cls(
+            n_inputs, n_outputs, kernel, bias_initializer=bias, name=name, dtype=dtype
+        )
+
     def _make_weights(self) -> None:
         self.kernel = self._weight("kernel", self._shape, self._initializer)
         self.bias = (
@@ -84,12 +102,6 @@ class Linear(SizedLayer):
 def glorot_uniform(seed: int) -> keras.Initializer:
     """Draw uniformly within ``sqrt(6 / (n_inputs + n_outputs))`` of 0."""
     return keras.initializers.GlorotUniform(seed)
-
-
-def uniform_by_inputs(n_inputs: int, seed: int) -> keras.Initializer:
-    """Draw uniformly within ``1 / sqrt(n_inputs)`` of 0."""
-    limit = 1 / math.sqrt(n_inputs)
-    return keras.initializers.RandomUniform(-limit, limit, seed=seed)
 
 
 def he_normal(n_inputs: int, n_outputs: int, seed: int) -> keras.Initializer:

@@ -85,20 +85,15 @@ class AutoencoderStage(TrainingStage):
     ) -> Mapping[str, tf.Tensor]:
         """Update the weights once."""
         (batch,) = batches
-        learning_rate = self.optimizer.learning_rate
         losses, gradients, statistics = self._gradients(batch, seed)
-        norm = update_weights(
+        update = update_weights(
             self.optimizer,
             self.network.trainable_variables,
             gradients,
             clip_norm=self._clip_norm,
         )
         self.network.update_running_statistics(statistics)
-        return {
-            **losses,
-            "learning_rate": tf.convert_to_tensor(learning_rate),
-            "gradient_norm": norm,
-        }
+        return {**losses, **update}
 
     def validate_step(
         self, batch: CellBatch, seed: tf.Tensor

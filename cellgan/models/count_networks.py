@@ -20,7 +20,6 @@ from cellgan.layers import (
     Linear,
     SizedLayer,
     unbiased,
-    uniform_by_inputs,
 )
 from cellgan.layers.likelihoods import (
     Bernoulli,
@@ -127,14 +126,12 @@ class Mlp(SizedLayer):
         self._dropout = dropout
         self._activation = activation
         self._residual = residual
-        self._seed = seed
         layers = range(1, len(widths))
         self.linears = [
-            Linear(
+            Linear.uniform(
                 widths[index - 1],
                 widths[index],
-                self._initializer(index, "kernel"),
-                bias_initializer=self._initializer(index, "bias"),
+                derive_seed(seed, name, index),
                 name=f"layer_{index}",
                 dtype=dtype,
             )
@@ -154,10 +151,6 @@ class Mlp(SizedLayer):
             for index in range(1, len(self._widths) - 1)
             if self._activation == "prelu"
         ]
-
-    def _initializer(self, index: int, kind: str) -> keras.Initializer:
-        seed = derive_seed(self._seed, self.name, index, kind)
-        return uniform_by_inputs(self._widths[index - 1], seed)
 
     def call(
         self,

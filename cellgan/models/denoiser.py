@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
-from cellgan.layers import LayerNormalization, Linear, SizedLayer, uniform_by_inputs
+from cellgan.layers import LayerNormalization, Linear, SizedLayer
 from cellgan.layers.time_embedding import step_features
 from cellgan.seeds import derive_seed
 
@@ -121,18 +120,9 @@ class Denoiser(SizedLayer):
         self.build()
 
     def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
-        def initializer(kind: str) -> keras.Initializer:
-            seed = derive_seed(self._seed, "denoiser", name, kind)
-            return uniform_by_inputs(n_inputs, seed)
-
-        return Linear(
-            n_inputs,
-            n_outputs,
-            initializer("kernel"),
-            bias_initializer=initializer("bias"),
-            name=name,
-            dtype=self.dtype_policy.name,
-        )
+        seed = derive_seed(self._seed, "denoiser", name)
+        dtype = self.dtype_policy.name
+        return Linear.uniform(n_inputs, n_outputs, seed, name=name, dtype=dtype)
 
     def _make_weights(self) -> None:
         # Refuses a width that does not suit, before the first batch.

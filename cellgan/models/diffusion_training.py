@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
-from cellgan.models.base import TrainingStage, weight_histograms
+from cellgan.models.base import weight_histograms
 from cellgan.models.denoiser import Denoiser
-from cellgan.models.latents import LATENT, LatentScale, encoded, fold_in
-from cellgan.optimizers import WeightAverage, update_weights
+from cellgan.models.latents import LATENT, LatentScale, LatentStage, fold_in
+from cellgan.optimizers import WeightAverage
 from cellgan.sampling import NoiseSchedule, add_noise, drop_each_covariate
 
 
@@ -42,7 +44,7 @@ class DiffusionRecipe:
     latent_scale: Literal["none", "sqrt_width", "standardized"]
 
 
-class DiffusionStage(TrainingStage):
+class DiffusionStage(LatentStage):
     """Trains a denoiser on latents that are computed once.
 
     Parameters
@@ -95,28 +97,19 @@ class DiffusionStage(TrainingStage):
         clip_norm: float | None,
         jit: bool,
     ) -> None:
-        self.network = network
+        super().__init__(encode, scale, network, optimizer, clip_norm=clip_norm)
         self.average = average
-        self.optimizer = optimizer
         self.schedule = schedule
         self.recipe = recipe
-        self._scale = scale
-        self._clip_norm = clip_norm
-        optimizer.build(network.trainable_variables)
-        self._encode = tf.function(encode, reduce_retracing=True)
         self._gradients = tf.function(self.gradients, jit_compile=jit)
 
-    def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
-        """Encode all cells, and fit the scale to their latents."""
-        joined = encoded(self._encode, cells())
-        latents = joined.features[LATENT]
+    def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
+        """Give latents the units of the recipe."""
         if self.recipe.latent_scale == "standardized":
             self._scale.fit(latents)
         elif self.recipe.latent_scale == "sqrt_width":
             deviation = self._scale.deviation
             deviation.assign(tf.fill(deviation.shape, 1 / math.sqrt(latents.shape[1])))
-        scaled = self._scale(tf.constant(latents)).numpy()
-        return joined._replace(features={LATENT: scaled})
 
     def train_step(
         self, batches: tuple[CellBatch, ...], seed: tf.Tensor
@@ -128,33 +121,23 @@ class DiffusionStage(TrainingStage):
 
     def update(self, latents: tf.Tensor, draws: Draws) -> Mapping[str, tf.Tensor]:
         """Update the weights and their average once, with given draws."""
-        learning_rate = self.optimizer.learning_rate
         step = tf.convert_to_tensor(self.optimizer.iterations)
         loss, gradients = self._gradients(latents, draws)
-        norm = update_weights(
-            self.optimizer,
-            self.network.trainable_variables,
-            gradients,
-            clip_norm=self._clip_norm,
-        )
+        update = self.update_network(gradients)
         self.average.update(step)
-        return {
-            "loss": loss,
-            "learning_rate": tf.convert_to_tensor(learning_rate),
-            "gradient_norm": norm,
-        }
+        return {"loss": loss, **update}
 
     def validate_step(
         self, batch: CellBatch, seed: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
         """Return the loss of one batch of cells, with the weights as they are."""
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         draws = self.draw(batch, latents, seed)
         return {"loss": tf.reduce_mean(self.losses(latents, draws))}
 
     def diagnostics(self, batch: CellBatch, seed: tf.Tensor) -> Mapping[str, tf.Tensor]:
         """Return latents, weights and their gradients."""
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         _, gradients = self._gradients(latents, self.draw(batch, latents, seed))
         return {
             "latent": latents,
@@ -163,12 +146,7 @@ class DiffusionStage(TrainingStage):
 
     def trackables(self) -> Mapping[str, Any]:
         """Return the network, its average and optimizer, and the scale of latents."""
-        return {
-            "network": self.network,
-            "average": self.average,
-            "optimizer": self.optimizer,
-            "scale": self._scale,
-        }
+        return {**super().trackables(), "average": self.average}
 
     def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
         """Draw what one update needs."""
@@ -206,9 +184,3 @@ class DiffusionStage(TrainingStage):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(self.losses(latents, draws))
         return loss, tape.gradient(loss, self.network.trainable_variables)
-
-    def _latents(self, batch: CellBatch) -> tf.Tensor:
-        """Return the latents of a batch, of cells or of latents."""
-        if LATENT in batch.features:
-            return batch.features[LATENT]
-        return self._scale(self._encode(batch.features))

@@ -46,6 +46,7 @@ from cellgan.models.latents import (
     LatentScale,
     block_size,
     fold_in,
+    joined_cells,
 )
 from cellgan.optimizers import WeightAverage, make_optimizer
 from cellgan.sampling import (
@@ -175,14 +176,7 @@ class LatentDiffusion(GenerativeModel):
                 tf.constant(block.number * self._block_size, tf.int64),
             )
             pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
-        joined = {
-            name: np.concatenate([piece[name] for piece in pieces])
-            for name in pieces[0]
-        }
-        latents = joined.pop(LATENT)
-        return GeneratedCells(
-            joined, are_counts=self._config.makes_counts, latent=latents
-        )
+        return joined_cells(pieces, are_counts=self._config.makes_counts)
 
     def latents(self, features: Mapping[str, tf.Tensor]) -> Rows:
         """Return the latents of cells, in the units of the autoencoder."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, cast
 
 import keras
@@ -43,13 +43,14 @@ from cellgan.models.count_networks import CountAutoencoder
 from cellgan.models.latents import (
     LATENT,
     LatentScale,
+    LatentStage,
     block_size,
-    encoded,
     fold_in,
+    joined_cells,
     padded_codes,
 )
 from cellgan.models.velocity_net import VelocityNet
-from cellgan.optimizers import make_optimizer, update_weights
+from cellgan.optimizers import make_optimizer
 from cellgan.sampling import (
     Branch,
     branch_codes,
@@ -90,7 +91,7 @@ class FlowRecipe:
     standardize: bool
 
 
-class FlowStage(TrainingStage):
+class FlowStage(LatentStage):
     """Trains a velocity network on latents that are computed once.
 
     Parameters
@@ -131,53 +132,36 @@ class FlowStage(TrainingStage):
         clip_norm: float | None,
         jit: bool,
     ) -> None:
-        self.network = network
-        self.optimizer = optimizer
+        super().__init__(
+            autoencoder.encode, scale, network, optimizer, clip_norm=clip_norm
+        )
         self.recipe = recipe
-        self._scale = scale
-        self._clip_norm = clip_norm
-        optimizer.build(network.trainable_variables)
-        self._encode = tf.function(autoencoder.encode, reduce_retracing=True)
         self._gradients = tf.function(self.gradients, jit_compile=jit)
 
-    def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
-        """Encode all cells, and fit the scale to their latents."""
-        joined = encoded(self._encode, cells())
-        latents = joined.features[LATENT]
+    def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
+        """Standardise latents, unless the recipe leaves them."""
         if self.recipe.standardize:
             self._scale.fit(latents)
-        scaled = self._scale(tf.constant(latents)).numpy()
-        return joined._replace(features={LATENT: scaled})
 
     def train_step(
         self, batches: tuple[CellBatch, ...], seed: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
         """Update the weights once, from a batch that holds latents."""
         (batch,) = batches
-        learning_rate = self.optimizer.learning_rate
         latents = batch.features[LATENT]
         draws = self.draw(batch, latents, seed)
         loss, gradients, statistics = self._gradients(
             latents, batch.library_size, draws, seed
         )
-        norm = update_weights(
-            self.optimizer,
-            self.network.trainable_variables,
-            gradients,
-            clip_norm=self._clip_norm,
-        )
+        update = self.update_network(gradients)
         self.network.update_running_statistics(statistics)
-        return {
-            "loss": loss,
-            "learning_rate": tf.convert_to_tensor(learning_rate),
-            "gradient_norm": norm,
-        }
+        return {"loss": loss, **update}
 
     def validate_step(
         self, batch: CellBatch, seed: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
         """Return the loss of one batch of cells."""
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         draws = self.draw(batch, latents, seed)
         condition = self.network.condition(draws.codes, _logs(batch.library_size))
         point = self.path_point(latents, draws)
@@ -186,20 +170,12 @@ class FlowStage(TrainingStage):
 
     def diagnostics(self, batch: CellBatch, seed: tf.Tensor) -> Mapping[str, tf.Tensor]:
         """Return latents, weights and their gradients."""
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         draws = self.draw(batch, latents, seed)
         _, gradients, _ = self._gradients(latents, batch.library_size, draws, seed)
         return {
             "latent": latents,
             **weight_histograms(self.network.trainable_variables, gradients),
-        }
-
-    def trackables(self) -> Mapping[str, Any]:
-        """Return the network, its optimizer, and the scale of latents."""
-        return {
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "scale": self._scale,
         }
 
     def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
@@ -251,12 +227,6 @@ class FlowStage(TrainingStage):
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return loss, gradients, statistics
-
-    def _latents(self, batch: CellBatch) -> tf.Tensor:
-        """Return the latents of a batch, of cells or of latents."""
-        if LATENT in batch.features:
-            return batch.features[LATENT]
-        return self._scale(self._encode(batch.features))
 
 
 class LatentFlow(GenerativeModel):
@@ -341,12 +311,7 @@ class LatentFlow(GenerativeModel):
                 tf.constant(block.number * self._block_size, tf.int64),
             )
             pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
-        joined = {
-            name: np.concatenate([piece[name] for piece in pieces])
-            for name in pieces[0]
-        }
-        latent_rows = joined.pop(LATENT)
-        return GeneratedCells(joined, are_counts=True, latent=latent_rows)
+        return joined_cells(pieces, are_counts=True)
 
     def latents(self, features: Mapping[str, tf.Tensor]) -> npt.NDArray[np.float32]:
         """Return the latents of counts, in the units of the autoencoder."""

@@ -1,17 +1,20 @@
-"""What latent families share: encoded cells, their scale, and blocks of cells."""
+"""What latent families share: encoded cells, the stage of them, and blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.layers import SizedLayer
-from cellgan.models.base import Block
+from cellgan.models.base import Block, GeneratedCells, TrainingStage
+from cellgan.optimizers import update_weights
 
 LATENT = "latent"
 """Key of latents among the features of a batch."""
@@ -58,6 +61,75 @@ class LatentScale(SizedLayer):
         return standardized * self.deviation + self.mean
 
 
+class LatentStage(TrainingStage):
+    """Trains a network on latents that are computed once.
+
+    Parameters
+    ----------
+    encode
+        ``features -> latents``, trained; compiled here.
+    scale
+        Of the latents; fitted when they are computed.
+    network
+        Built.
+    optimizer
+        Built here.
+    clip_norm
+        Largest norm of all gradients together; None leaves them.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Mapping[str, tf.Tensor]], tf.Tensor],
+        scale: LatentScale,
+        network: Any,
+        optimizer: keras.Optimizer,
+        *,
+        clip_norm: float | None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self._scale = scale
+        self._clip_norm = clip_norm
+        optimizer.build(network.trainable_variables)
+        self._encode = tf.function(encode, reduce_retracing=True)
+
+    @abc.abstractmethod
+    def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
+        """Fit the scale to the latents of all training cells."""
+
+    def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
+        """Encode all cells, and fit the scale to their latents."""
+        joined = encoded(self._encode, cells())
+        latents = joined.features[LATENT]
+        self.fit_scale(latents)
+        scaled = self._scale(tf.constant(latents)).numpy()
+        return joined._replace(features={LATENT: scaled})
+
+    def trackables(self) -> Mapping[str, Any]:
+        """Return the network, its optimizer, and the scale of latents."""
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "scale": self._scale,
+        }
+
+    def latents_of(self, batch: CellBatch) -> tf.Tensor:
+        """Return the scaled latents of a batch, of cells or of latents."""
+        if LATENT in batch.features:
+            return batch.features[LATENT]
+        return self._scale(self._encode(batch.features))
+
+    def update_network(self, gradients: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Apply gradients of the network's weights; return what to log of it."""
+        return update_weights(
+            self.optimizer,
+            self.network.trainable_variables,
+            gradients,
+            clip_norm=self._clip_norm,
+        )
+
+
 def encoded(
     encode: Callable[[Mapping[str, tf.Tensor]], tf.Tensor], cells: Iterable[CellBatch]
 ) -> CellBatch:
@@ -90,6 +162,17 @@ def encoded(
     )
 
 
+def joined_cells(
+    pieces: Sequence[Mapping[str, npt.NDArray[np.float32]]], *, are_counts: bool
+) -> GeneratedCells:
+    """Return the cells of consecutive blocks: features by modality, and latents."""
+    joined = {
+        name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]
+    }
+    latents = joined.pop(LATENT)
+    return GeneratedCells(joined, are_counts=are_counts, latent=latents)
+
+
 def block_size(n_features: int) -> int:
     """Return how many cells of so many features are made together."""
     size = MOST_CELLS_PER_BLOCK
@@ -101,7 +184,7 @@ def block_size(n_features: int) -> int:
 def padded_codes(
     codes: Mapping[str, npt.NDArray[Any]], block: Block
 ) -> dict[str, tf.Tensor]:
-    """Return the codes of a request's cells for a block, the others filled with 0."""
+    """Return the codes of a request's cells for a block, see `Block.padded`."""
     return {
         name: tf.constant(block.padded(np.asarray(of, np.int32)))
         for name, of in codes.items()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
 
 from cellgan.layers import (
@@ -17,7 +16,6 @@ from cellgan.layers import (
     BatchStatistics,
     Linear,
     SizedLayer,
-    uniform_by_inputs,
 )
 from cellgan.layers.time_embedding import step_features
 from cellgan.seeds import derive_seed
@@ -83,18 +81,9 @@ class NoisyClassifier(SizedLayer):
         self.build()
 
     def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
-        def initializer(kind: str) -> keras.Initializer:
-            seed = derive_seed(self._seed, "noisy_classifier", name, kind)
-            return uniform_by_inputs(n_inputs, seed)
-
-        return Linear(
-            n_inputs,
-            n_outputs,
-            initializer("kernel"),
-            bias_initializer=initializer("bias"),
-            name=name,
-            dtype=self.dtype_policy.name,
-        )
+        seed = derive_seed(self._seed, "noisy_classifier", name)
+        dtype = self.dtype_policy.name
+        return Linear.uniform(n_inputs, n_outputs, seed, name=name, dtype=dtype)
 
     def _make_weights(self) -> None:
         # Refuses a width that does not suit, before the first batch.

@@ -639,7 +639,7 @@ def test_another_covariate_moves_the_cells_that_did_not_have_it(there_and_back):
     moved = move(donor=np.ones(N_CELLS, np.int32))[LATENT]
     distance = np.linalg.norm(moved - latents, axis=1)
     assert distance[rows["donor"] == 1].max() < 1e-2
-    assert distance[rows["donor"] == 0].min() > 0.05
+    assert distance[rows["donor"] == 0].min() > 3e-2  # three times the tolerance above
 
 
 def test_seed_of_moved_cells_is_that_of_their_counts_alone(there_and_back):

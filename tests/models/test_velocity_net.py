@@ -151,7 +151,7 @@ def train_once(reference: VelocityReference):
     gradients = tape.gradient(loss, [weight.value for weight in weights])
     optimizer = adamw(1e-4, (0.9, 0.999), weight_decay=1e-6)
     optimizer.build(weights)
-    norm = update_weights(optimizer, weights, gradients, clip_norm=1.0)
+    norm = update_weights(optimizer, weights, gradients, clip_norm=1.0)["gradient_norm"]
     paths = [weight.path.removeprefix("velocity_net/") for weight in weights]
     return (
         float(loss),
