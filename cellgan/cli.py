@@ -22,6 +22,10 @@ from cellgan.config import Parameters, load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
+SOLVER_KEYS = (
+    *("solver", "n_steps", "tolerance", "eta"),
+    *("cache_interval", "cache_branch", "cache_spacing"),
+)
 ACTIONS = ("process", "train", "generate", "evaluate")
 STUDIES = ("augment", "correct", "guidance_sweep", "interpolate", "translate")
 DEFAULT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -172,12 +176,7 @@ def _generation_keys(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _solver_keys(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "seed": options.seed,
-        "solver": options.solver,
-        "n_steps": options.n_steps,
-        "tolerance": options.tolerance,
-    }
+    return {name: getattr(options, name) for name in ("seed", *SOLVER_KEYS)}
 
 
 def _cells_per_weight(words: Sequence[str] | None) -> int:
@@ -363,7 +362,7 @@ def _check_generation_options(
         **dict.fromkeys(
             ("guidance", "save_path"), ("generate", "correct", "interpolate")
         ),
-        **dict.fromkeys(("solver", "n_steps", "tolerance"), everywhere),
+        **dict.fromkeys(SOLVER_KEYS, everywhere),
         "seed": everywhere if options.real is None else ("evaluate",),
     }
     for name, actions in of_actions.items():
@@ -422,7 +421,7 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
         if getattr(options, name):
             arguments += [_option(name), *map(str, getattr(options, name))]
     numbers = ("seed", "requests", "library_size", "init_step")
-    for name in (*numbers, "solver", "n_steps", "tolerance"):
+    for name in (*numbers, *SOLVER_KEYS):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
     if options.augment:
@@ -582,6 +581,25 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--n-steps", type=int, metavar="N", help="steps of the solver")
     add("--tolerance", type=float, metavar="T", help="with --solver dopri5")
+    add("--eta", type=float, metavar="E", help="fresh noise with --solver ddim, 0 to 1")
+    add(
+        "--cache-interval",
+        type=int,
+        metavar="N",
+        help="compute all of cfDiffusion's denoiser in every Nth step only",
+    )
+    add(
+        "--cache-branch",
+        type=int,
+        metavar="N",
+        help="with --cache-interval: the layers computed in every step, from 0 for the "
+        "outermost alone",
+    )
+    add(
+        "--cache-spacing",
+        metavar="HOW",
+        help="with --cache-interval: even, or uneven for most whole steps at the end",
+    )
     add(
         "--counts",
         action="store_true",

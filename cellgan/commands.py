@@ -274,8 +274,8 @@ def generate(
     ----------
     given
         Keys of the ``generation`` block that stand for those of the parameters: `seed`,
-        `condition`, `guidance`, `library_size`, `solver`, `n_steps`, `tolerance`. None
-        leaves one as it is.
+        `condition`, `guidance`, `library_size`, and those of the solver. None leaves
+        one as it is.
 
     Raises
     ------
@@ -345,7 +345,7 @@ def correct(
         Category by covariate.
     given
         Keys of the ``generation`` block, as in `generate`: `seed`, `guidance`,
-        `solver`, `n_steps`, `tolerance`.
+        and those of the solver.
 
     Raises
     ------
@@ -396,7 +396,7 @@ def interpolate(
         Of `cellgan.interpolation.InterpolationRequest`.
     given
         Keys of the ``generation`` block, as in `generate`: `seed`, `guidance`,
-        `solver`, `n_steps`, `tolerance`.
+        and those of the solver.
 
     Raises
     ------
@@ -434,7 +434,7 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
     ----------
     given
         Keys of the ``generation`` block, as in `generate`: `seed`, `library_size`,
-        `solver`, `n_steps`, `tolerance`.
+        and those of the solver.
 
     Raises
     ------

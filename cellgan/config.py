@@ -440,10 +440,11 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
     generation = block.get("generation", {})
     if isinstance(generation, dict):
         generation = _laid_over(family.GENERATION, generation)
+    model = _parse(family, model_block, f"{where}.model")
     parameters = ExperimentParameters(
         input_ds=_parse(InputParameters, block["input_ds"], f"{where}.input_ds"),
-        training=_parse_training(block.get("training", {}), family, where),
-        model=_parse(family, model_block, f"{where}.model"),
+        training=_parse_training(block.get("training", {}), model, where),
+        model=model,
         generation=_parse(GenerationParameters, generation, f"{where}.generation"),
         evaluation=_parse(
             EvaluationParameters, block.get("evaluation", {}), f"{where}.evaluation"
@@ -490,21 +491,19 @@ def _check_covariates(parameters: ExperimentParameters, where: str) -> None:
                 raise ConfigError(msg)
 
 
-def _parse_training(
-    block: Any, family: type[ModelConfig], where: str
-) -> TrainingParameters:
+def _parse_training(block: Any, model: ModelConfig, where: str) -> TrainingParameters:
     """Lay the file's values over those of the family, and a stage's over both."""
     where = f"{where}.training"
     if not isinstance(block, dict):
         msg = f"{where}: expected an object, found {json.dumps(block)[:60]}."
         raise ConfigError(msg)
-    given, ours = dict(block), dict(family.TRAINING)
+    given, ours = dict(block), dict(model.TRAINING)
     given_stages, our_stages = given.pop("stages", {}), ours.pop("stages", {})
-    check_keys(given_stages, family.STAGES, f"{where}.stages")
+    check_keys(given_stages, model.stages, f"{where}.stages")
     training = _parse(TrainingParameters, _laid_over(ours, given), where)
     keys = _keys(StageParameters)
     stages = {}
-    for name in family.STAGES:
+    for name in model.stages:
         if name in given_stages or name in our_stages:
             own = given_stages.get(name, {})
             check_keys(own, keys, f"{where}.stages.{name}")

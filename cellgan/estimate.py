@@ -163,7 +163,7 @@ def estimate_maps(parameters: ExperimentParameters, n_cells: int) -> list[Estima
     n_cells
         Validation cells; as many generated ones are drawn beside them.
     """
-    last = parameters.model.STAGES[-1]  # the one that completes the model
+    last = parameters.model.stages[-1]  # the one that completes the model
     training = parameters.training.of_stage(last)
     if n_cells == 0 or training.validation_freq <= 0:
         return []

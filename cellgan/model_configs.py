@@ -66,6 +66,11 @@ class ModelConfig:
         return (manifest.label,)
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that these parameters train, in order."""
+        return self.STAGES
+
+    @property
     def named_conditions(self) -> Mapping[str, tuple[str, ...]]:
         """Covariates that the parameters name, by key of the ``model`` block."""
         return {}
@@ -279,6 +284,8 @@ class LatentAutoencoderConfig:
     expression, without the zeros that counts have by chance."""
     residual: bool = False
     """Add the input of every hidden layer but the first to its output."""
+    dropout: Share = 0.0
+    """Share of hidden units set to 0 in training."""
 
     @model_validator(mode="after")
     def _equal_widths(self) -> LatentAutoencoderConfig:
@@ -332,6 +339,21 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClassifierConfig:
+    """Classifiers of noisy latents, one for each covariate, as of scDiffusion.
+
+    The paper's are these; it trains them 400,000 steps at a rate of 3e-4.
+    """
+
+    widths: Annotated[Widths, AfterValidator(_even_first)] = (512, 512, 256)
+    dropout: Share = 0.1
+    """Share of hidden units set to 0 in training."""
+    noise_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the steps of noise, from the cleanest on, at which they are trained and
+    steer: in noisier latents there is no label to be seen."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CfdiffusionConfig(ModelConfig):
     """cfDiffusion: an autoencoder, and guided diffusion in its latents.
 
@@ -340,7 +362,7 @@ class CfdiffusionConfig(ModelConfig):
     1e-4, and neither clips gradients.
     """
 
-    STAGES = ("autoencoder", "diffusion")
+    STAGES = ("autoencoder", "diffusion", "classifier")
     TRAINING_KEYS = frozenset({"clip_norm"})
     TRAINING: ClassVar[Mapping[str, Any]] = {
         "batch_size": 128,
@@ -356,6 +378,10 @@ class CfdiffusionConfig(ModelConfig):
                 "max_steps": 10_000,
                 "learning_rate": {"decay": "linear", "alpha_0": 1e-3},
                 "optimizer": {"weight_decay": 1e-4},
+            },
+            "classifier": {
+                "max_steps": 3000,
+                "learning_rate": {"decay": "linear", "alpha_0": 1e-3},
             },
         },
     }
@@ -380,10 +406,43 @@ class CfdiffusionConfig(ModelConfig):
     type: Literal["cfDiffusion"] = "cfDiffusion"
     autoencoder: LatentAutoencoderConfig = LatentAutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    classifier: ClassifierConfig | None = None
+    """Null: the denoiser knows the covariates. With classifiers it does not, and their
+    gradients steer it: scDiffusion."""
     reference_behaviour: bool = False
     """Do what the released cfDiffusion does, to compare with it: guidance without
     effect, fewer steps numbered from 0, the last weights, and autoencoders that
     normalise by the statistics of the cells at hand."""
+
+    @model_validator(mode="after")
+    def _one_way_of_guidance(self) -> CfdiffusionConfig:
+        if self.classifier is not None:
+            for key in ("unconditional_share", "dropping"):
+                value = getattr(self.diffusion, key)
+                if value != getattr(DiffusionConfig, key):
+                    msg = (
+                        f"diffusion.{key} is of a denoiser that knows the covariates; "
+                        "with a classifier it knows none: leave it out"
+                    )
+                    raise ValueError(msg)
+            if self.diffusion.condition_on == ():
+                msg = (
+                    "diffusion.condition_on is empty: there is nothing to classify; "
+                    "leave classifier out"
+                )
+                raise ValueError(msg)
+        return self
+
+    @property
+    def n_classified_steps(self) -> int:
+        """How many steps of noise, from the cleanest on, the classifiers know."""
+        share = 0.0 if self.classifier is None else self.classifier.noise_share
+        return round(share * self.diffusion.n_steps)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Autoencoder and diffusion, and the classifier if there is one."""
+        return self.STAGES if self.classifier is not None else self.STAGES[:2]
 
     @property
     def named_conditions(self) -> Mapping[str, tuple[str, ...]]:
@@ -415,6 +474,13 @@ class CfdiffusionConfig(ModelConfig):
             problem = (
                 f"cache_branch is {generation.cache_branch}, but the denoiser has "
                 f"{n_branches} connections. Give 0 to {n_branches - 1}."
+            )
+        elif generation.cache_interval == 1 and (
+            generation.cache_branch or generation.cache_spacing != "even"
+        ):
+            problem = (
+                "cache_branch and cache_spacing have no effect with cache_interval 1. "
+                "Give an interval from 2 on."
             )
         elif generation.eta and generation.solver != "ddim":
             problem = f"eta is {generation.eta}, which only the solver ddim has."

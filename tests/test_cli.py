@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cellgan import commands
-from cellgan.cli import main
+from cellgan.cli import SOLVER_KEYS, main
 from cellgan.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +87,8 @@ def test_generation_options_reach_the_command(
         *("--save_path", tmp_path / "cells.zarr", "--library-size", 900),
         *("--condition", "cell_type=B cell", "donor=1=2"),
         *("--guidance", "cell_type=2", "donor=0.5", "--n-steps", 7),
-        *("--solver", "dopri5", "--tolerance", "0.01"),
+        *("--solver", "dopri5", "--tolerance", "0.01", "--eta", "0.5"),
+        *("--cache-interval", 5, "--cache-branch", 1, "--cache-spacing", "uneven"),
     )
 
     assert called[0][2] == {
@@ -102,6 +103,10 @@ def test_generation_options_reach_the_command(
         "solver": "dopri5",
         "n_steps": 7,
         "tolerance": 0.01,
+        "eta": 0.5,
+        "cache_interval": 5,
+        "cache_branch": 1,
+        "cache_spacing": "uneven",
     }
 
 
@@ -114,7 +119,7 @@ def test_correction_and_sweep_get_their_options(
         *("--guidance", "donor=2", "--solver", "rk4", "--seed", 0),
     )
 
-    solver = {"seed": 0, "solver": "rk4", "n_steps": None, "tolerance": None}
+    solver = {**dict.fromkeys(SOLVER_KEYS), "seed": 0, "solver": "rk4"}
     assert called == [
         ("sweep_guidance", "one", solver),
         (

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.layers import LayerNormalization, Linear, SizedLayer
@@ -141,6 +143,18 @@ class Denoiser(SizedLayer):
             self.output_layer,
         ):
             layer.build()
+
+    def embed_as_nothing(self, covariate: str, codes: npt.NDArray[np.integer]) -> None:
+        """Let categories be like the null code: those that no training cell has."""
+        if not len(codes):
+            return
+        before = itertools.takewhile(
+            lambda item: item[0] != covariate, self.null_codes.items()
+        )
+        kernel = self.label_layers[0].kernel
+        values = kernel.numpy()
+        values[sum(n for _, n in before) + codes] = 0
+        kernel.assign(values)
 
     def label_columns(self, covariate_codes: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return codes ``(n_rows,)`` as the network sees them, ``(n_rows, n_columns)``.

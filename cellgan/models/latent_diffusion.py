@@ -38,6 +38,7 @@ from cellgan.models.base import (
     blocks_of,
     resolve_jit,
 )
+from cellgan.models.classifier_training import ClassifierStage
 from cellgan.models.count_networks import CountAutoencoder, Modality
 from cellgan.models.denoiser import Denoiser, GuidedDenoiser
 from cellgan.models.diffusion_training import DiffusionRecipe, DiffusionStage
@@ -48,6 +49,7 @@ from cellgan.models.latents import (
     fold_in,
     joined_cells,
 )
+from cellgan.models.noisy_classifier import NoisyClassifiers
 from cellgan.optimizers import WeightAverage, make_optimizer
 from cellgan.sampling import (
     NoiseSchedule,
@@ -84,6 +86,8 @@ class LatentDiffusion(GenerativeModel):
         Of expression that a model without counts makes.
     make_stages
         Called when the stages are first asked for.
+    classifiers
+        That steer a network without covariates; None if it knows them.
     jit
         Compile sampling with XLA. For networks of these widths it does not pay on a
         CPU, unlike for those of flows.
@@ -97,8 +101,9 @@ class LatentDiffusion(GenerativeModel):
         schedule: NoiseSchedule,
         config: CfdiffusionConfig,
         solver: SolverSettings,
-        make_stages: Callable[[], tuple[AutoencoderStage, DiffusionStage]],
+        make_stages: Callable[[], tuple[TrainingStage, ...]],
         *,
+        classifiers: NoisyClassifiers | None,
         target_library_size: float,
         jit: bool,
     ) -> None:
@@ -109,6 +114,7 @@ class LatentDiffusion(GenerativeModel):
         self._config = config
         self._solver = solver
         self._make_stages = make_stages
+        self._classifiers = classifiers
         self._target_library_size = target_library_size
         self._strategy = tf.distribute.get_strategy()
         self._jit = jit
@@ -125,16 +131,19 @@ class LatentDiffusion(GenerativeModel):
         self._block_size = block_size(n_features)
 
     def stages(self) -> tuple[TrainingStage, ...]:
-        """Return autoencoder and diffusion, made at the first call."""
+        """Return autoencoder, diffusion and classifiers, made at the first call."""
         return self._stages
 
     def generation_weights(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the autoencoder, and the weights of the denoiser to generate with."""
+        """Return all networks, of the denoiser the weights to generate with."""
         part = "average" if self._uses_average else "network"
-        return {
+        weights: dict[str, Mapping[str, Any]] = {
             AutoencoderStage.name: {"network": self._autoencoder},
             DiffusionStage.name: {part: self._network, "scale": self._scale},
         }
+        if self._classifiers is not None:
+            weights[ClassifierStage.name] = {"network": self._classifiers}
+        return weights
 
     def generate(self, request: GenerationRequest) -> GeneratedCells:
         """Make the cells of a request; with a source, from its cells with noise.
@@ -149,6 +158,7 @@ class LatentDiffusion(GenerativeModel):
         first = self._first_position(request, settings)
         sample = self._sampler(settings, first)
         gates, rows, weights = self._conditions(request)
+        pulls = self._pulls(request)
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces: list[dict[str, Rows]] = []
         for block in blocks_of(request, self._block_size):
@@ -158,7 +168,10 @@ class LatentDiffusion(GenerativeModel):
             )
             seed = fold_in(root, tf.constant(block.number, tf.int64))
             start = self._start(request, block)
-            latent = sample(start, tf.gather(gates, of_block), of_weights, seed)
+            of_pulls = {name: block.padded(of) for name, of in pulls.items()}
+            latent = sample(
+                start, tf.gather(gates, of_block), of_weights, of_pulls, seed
+            )
             if not np.all(np.isfinite(latent)):
                 message = (
                     "latents became infinite or nan on the way. Lower the guidance "
@@ -189,7 +202,7 @@ class LatentDiffusion(GenerativeModel):
         return uses_it and not self._config.reference_behaviour
 
     @functools.cached_property
-    def _stages(self) -> tuple[AutoencoderStage, DiffusionStage]:
+    def _stages(self) -> tuple[TrainingStage, ...]:
         with self._strategy.scope():
             return self._make_stages()
 
@@ -197,7 +210,7 @@ class LatentDiffusion(GenerativeModel):
         """While the model is trained, generate with the weights as they now are."""
         if "_stages" not in self.__dict__:
             return
-        stage = self._stages[1]
+        stage = cast(DiffusionStage, self._stages[1])
         source = stage.average if self._uses_average else stage.network
         for weight, trained in zip(
             self._network.variables, source.variables, strict=True
@@ -251,7 +264,7 @@ class LatentDiffusion(GenerativeModel):
         }
         sides, shares = [{**nulls, **known}], np.ones((1, n_cells), np.float32)
         mixture = request.mixture
-        if mixture is not None:
+        if mixture is not None and null_codes:
             sides.append({**sides[0], mixture.covariate: mixture.codes})
             shares = np.stack([1 - mixture.shares, mixture.shares])
         weights = np.stack([branch.weight * shares for branch in branches])
@@ -265,17 +278,40 @@ class LatentDiffusion(GenerativeModel):
         codes = {name: tf.constant(of) for name, of in of_rows.items()}
         return self._gates(codes), rows.reshape(-1, n_cells), weights
 
+    def _pulls(self, request: GenerationRequest) -> dict[str, Rows]:
+        """Return how strongly each category pulls each cell, by covariate.
+
+        Of mixed categories, each pulls with its share.
+        """
+        if self._classifiers is None:
+            return {}
+        mixture, pulls = request.mixture, {}
+        for name, n in self._classifiers.n_categories.items():
+            if name not in request.covariates:
+                continue
+            rows = np.eye(n, dtype=np.float32)
+            pull = rows[np.asarray(request.covariates[name])]
+            if mixture is not None and mixture.covariate == name:
+                shares = mixture.shares[:, None]
+                pull = (1 - shares) * pull + shares * rows[mixture.codes]
+            pulls[name] = np.float32(request.guidance.get(name, 1.0)) * pull
+        return pulls
+
     def _sampler(
         self, settings: SolverSettings, first: int | None
     ) -> Callable[..., tf.Tensor]:
-        """Return the compiled ``(latents, gates, weights, seed) -> latents``."""
+        """Return the compiled ``(latents, gates, weights, pulls, seed) -> latents``."""
         key = (settings, first)
         if key not in self._samplers:
             shape = (self._block_size, self._network.n_latent)
             sampler, step_index = self.sampler(settings)
 
             def sample(
-                start: tf.Tensor, gates: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor
+                start: tf.Tensor,
+                gates: tf.Tensor,
+                weights: tf.Tensor,
+                pulls: Mapping[str, tf.Tensor],
+                seed: tf.Tensor,
             ) -> tf.Tensor:
                 def noise_of(position: tf.Tensor) -> tf.Tensor:
                     own = fold_in(seed, position + 1)
@@ -294,10 +330,31 @@ class LatentDiffusion(GenerativeModel):
                 if first is not None:
                     position = tf.constant(first)
                     noise = add_noise(sampler.schedule, start, noise, position)
-                return sampler.sample(network, noise, noise_of, first=first)
+                slope_of = self._slope(tf.constant(step_index, tf.int32), pulls)
+                return sampler.sample(
+                    network, noise, noise_of, slope_of=slope_of, first=first
+                )
 
             self._samplers[key] = tf.function(sample, jit_compile=self._jit)
         return self._samplers[key]
+
+    def _slope(
+        self, step_index: tf.Tensor, pulls: Mapping[str, tf.Tensor]
+    ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+        """Return ``(noisy, position) -> slope`` of the classifiers; None without."""
+        if self._classifiers is None or not pulls:
+            return None
+        classifiers, n_steps = self._classifiers, self._config.n_classified_steps
+
+        def slope(noisy: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+            step = step_index[position]
+            return tf.cond(
+                step < n_steps,
+                lambda: classifiers.slope(noisy, step[None], pulls),
+                lambda: tf.zeros_like(noisy),
+            )
+
+        return slope
 
     def sampler(
         self, settings: SolverSettings
@@ -370,15 +427,30 @@ class LatentDiffusion(GenerativeModel):
         n_categories = {
             name: len(manifest.covariates[name]) for name in model.conditions(manifest)
         }
-
-        def make_denoiser() -> Denoiser:
-            return Denoiser(
+        classifier = model.classifier
+        classifiers = None
+        if classifier is not None:
+            classifiers = NoisyClassifiers(
                 autoencoder.n_latent,
                 n_categories,
+                widths=classifier.widths,
+                dropout=classifier.dropout,
+                seed=seed,
+                dtype=dtype,
+            )
+
+        def make_denoiser() -> Denoiser:
+            network = Denoiser(
+                autoencoder.n_latent,
+                n_categories if classifiers is None else {},
                 widths=diffusion.widths,
                 seed=seed,
                 dtype=dtype,
             )
+            for name in network.null_codes:
+                n_cells = np.asarray(manifest.cells_per_category["train"][name])
+                network.embed_as_nothing(name, np.flatnonzero(n_cells == 0))
+            return network
 
         scale = LatentScale(autoencoder.n_latent)
         schedule = NoiseSchedule.of(
@@ -389,10 +461,14 @@ class LatentDiffusion(GenerativeModel):
             )
         )
 
-        def make_stages() -> tuple[AutoencoderStage, DiffusionStage]:
-            of_stage = {name: training.of_stage(name) for name in model.STAGES}
+        encode = functools.partial(
+            autoencoder.encode, batch_statistics=model.reference_behaviour
+        )
+
+        def make_stages() -> tuple[TrainingStage, ...]:
+            of_stage = {name: training.of_stage(name) for name in model.stages}
             network = make_denoiser()
-            return (
+            stages: list[TrainingStage] = [
                 AutoencoderStage(
                     autoencoder,
                     make_optimizer(of_stage[AutoencoderStage.name]),
@@ -401,9 +477,7 @@ class LatentDiffusion(GenerativeModel):
                     jit=jit,
                 ),
                 DiffusionStage(
-                    functools.partial(
-                        autoencoder.encode, batch_statistics=model.reference_behaviour
-                    ),
+                    encode,
                     scale,
                     network,
                     WeightAverage(
@@ -421,7 +495,22 @@ class LatentDiffusion(GenerativeModel):
                     clip_norm=of_stage[DiffusionStage.name].clip_norm,
                     jit=jit,
                 ),
-            )
+            ]
+            if classifiers is not None:
+                own = of_stage[ClassifierStage.name]
+                stages.append(
+                    ClassifierStage(
+                        encode,
+                        scale,
+                        classifiers,
+                        make_optimizer(own),
+                        schedule,
+                        model.n_classified_steps,
+                        clip_norm=own.clip_norm,
+                        jit=jit,
+                    )
+                )
+            return tuple(stages)
 
         return cls(
             autoencoder,
@@ -431,6 +520,7 @@ class LatentDiffusion(GenerativeModel):
             model,
             SolverSettings.of(parameters.generation),
             make_stages,
+            classifiers=classifiers,
             target_library_size=manifest.target_library_size,
             jit=jit,
         )
@@ -448,4 +538,6 @@ def build_latent_autoencoder(
         activation="prelu",
         residual=config.residual,
     )
-    return CountAutoencoder({RNA: rna}, on_sphere=True, seed=seed, dtype=dtype)
+    return CountAutoencoder(
+        {RNA: rna}, dropout=config.dropout, on_sphere=True, seed=seed, dtype=dtype
+    )

@@ -483,7 +483,7 @@ class LatentFlow(GenerativeModel):
         scale = LatentScale(autoencoder.n_latent)
 
         def make_stages() -> tuple[TrainingStage, ...]:
-            of_stage = {name: training.of_stage(name) for name in model.STAGES}
+            of_stage = {name: training.of_stage(name) for name in model.stages}
             return (
                 AutoencoderStage(
                     autoencoder,

@@ -7,7 +7,7 @@ towards the label; the denoiser then needs to know no labels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -16,11 +16,14 @@ from cellgan.layers import (
     BatchStatistics,
     Linear,
     SizedLayer,
+    unbiased,
 )
 from cellgan.layers.time_embedding import step_features
 from cellgan.seeds import derive_seed
 
 WIDTHS = (512, 512, 256)
+RUNNING_DECAY = 0.9
+"""Of the running statistics, that of PyTorch's default."""
 
 
 class NoisyClassifier(SizedLayer):
@@ -34,8 +37,12 @@ class NoisyClassifier(SizedLayer):
         Number of labels.
     widths
         Of the layers; the first is that of the embedding of the step too, and even.
+    dropout
+        Share of hidden units set to 0 in training.
     seed
         Of the initial weights: uniform within ``1 / sqrt(n_inputs)`` of 0.
+    name
+        Name of the layer, a part of its weights' paths.
     dtype
         Keras dtype policy.
 
@@ -55,11 +62,14 @@ class NoisyClassifier(SizedLayer):
         n_categories: int,
         *,
         widths: Sequence[int] = WIDTHS,
+        dropout: float = 0.0,
         seed: int = 0,
+        name: str = "noisy_classifier",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name="noisy_classifier", dtype=dtype)
+        super().__init__(name=name, dtype=dtype)
         self._seed = seed
+        self._dropout = dropout
         width = widths[0]
         self._n_embedding = width
         self.time_layers = [self._linear(f"time_{i}", width, width) for i in (1, 2)]
@@ -81,7 +91,7 @@ class NoisyClassifier(SizedLayer):
         self.build()
 
     def _linear(self, name: str, n_inputs: int, n_outputs: int) -> Linear:
-        seed = derive_seed(self._seed, "noisy_classifier", name)
+        seed = derive_seed(self._seed, self.name, name)
         dtype = self.dtype_policy.name
         return Linear.uniform(n_inputs, n_outputs, seed, name=name, dtype=dtype)
 
@@ -98,7 +108,12 @@ class NoisyClassifier(SizedLayer):
             layer.build()
 
     def call(
-        self, latent: tf.Tensor, step_index: tf.Tensor, *, training: bool = False
+        self,
+        latent: tf.Tensor,
+        step_index: tf.Tensor,
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tuple[BatchStatistics, ...]]:
         """Return the logits of labels, and the statistics that normalised the units.
 
@@ -109,26 +124,46 @@ class NoisyClassifier(SizedLayer):
         step_index
             Of the schedule that was trained on, ``(n_cells,)`` or ``(1,)``.
         training
-            Normalise by the statistics of this batch; otherwise the running ones.
+            Normalise by the statistics of this batch, and drop units; otherwise by the
+            running ones.
+        seed
+            Stateless seed, ``(2,)`` int32, of the units to drop; None drops none.
 
         Returns
         -------
-        Logits ``(n_cells, n_categories)``, and the statistics of each layer.
+        Logits ``(n_cells, n_categories)``, and the statistics of each layer, those of a
+        batch with the unbiased variance.
         """
         first, second = self.time_layers
         features = step_features(step_index, self._n_embedding)
         embedded = tf.nn.silu(second(tf.nn.silu(first(features))))
         hidden, statistics = latent, []
-        for layer, norm, projection in itertools.zip_longest(
-            self.layers, self.norms, self.time_projections
+        for index, (layer, norm, projection) in enumerate(
+            itertools.zip_longest(self.layers, self.norms, self.time_projections)
         ):
             units = layer(hidden)
             if projection is not None:
                 units += projection(embedded)
             units, used = norm(units, training=training)
             hidden = tf.nn.silu(units)
+            if training:
+                used = unbiased(used, tf.shape(hidden)[0])
+                hidden = self._drop(hidden, seed, index)
             statistics.append(used)
         return self.output_layer(hidden), tuple(statistics)
+
+    def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
+        """Let the running statistics take one step towards those of a batch."""
+        for norm, used in zip(self.norms, statistics, strict=True):
+            norm.update(used, RUNNING_DECAY)
+
+    def _drop(self, hidden: tf.Tensor, seed: tf.Tensor | None, index: int) -> tf.Tensor:
+        if not self._dropout or seed is None:
+            return hidden
+        own = tf.random.experimental.stateless_fold_in(seed, index, alg="philox")
+        return tf.nn.experimental.stateless_dropout(
+            hidden, self._dropout, own, rng_alg="philox"
+        )
 
     def slope(
         self, latent: tf.Tensor, step_index: tf.Tensor, scales: tf.Tensor
@@ -154,3 +189,92 @@ class NoisyClassifier(SizedLayer):
             logits, _ = self(latent, step_index)
             pull = tf.reduce_sum(scales * tf.nn.log_softmax(logits))
         return tape.gradient(pull, latent)
+
+
+class NoisyClassifiers(SizedLayer):
+    """A classifier of noisy latents for each covariate.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latents.
+    n_categories
+        Number of categories of each covariate.
+    widths, dropout, seed, dtype
+        As of `NoisyClassifier`.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_categories: Mapping[str, int],
+        *,
+        widths: Sequence[int] = WIDTHS,
+        dropout: float = 0.0,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(name="noisy_classifiers", dtype=dtype)
+        self.n_categories = dict(n_categories)
+        self.classifiers = [
+            NoisyClassifier(
+                n_latent,
+                n,
+                widths=widths,
+                dropout=dropout,
+                seed=derive_seed(seed, name),
+                name=f"of_{name}",
+                dtype=dtype,
+            )
+            for name, n in n_categories.items()
+        ]
+        self.build()
+
+    def _make_weights(self) -> None:
+        """Nothing of its own: every classifier has made its weights."""
+
+    def call(
+        self,
+        latent: tf.Tensor,
+        step_index: tf.Tensor,
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> dict[str, tuple[tf.Tensor, tuple[BatchStatistics, ...]]]:
+        """Return what the classifier of each covariate does."""
+        return {
+            name: classifier(latent, step_index, training=training, seed=seed)
+            for name, classifier in self._by_covariate()
+        }
+
+    def update_running_statistics(
+        self, statistics: Mapping[str, Sequence[BatchStatistics]]
+    ) -> None:
+        """Let the running statistics take one step towards those of a batch."""
+        for name, classifier in self._by_covariate():
+            classifier.update_running_statistics(statistics[name])
+
+    def slope(
+        self,
+        latent: tf.Tensor,
+        step_index: tf.Tensor,
+        scales: Mapping[str, tf.Tensor],
+    ) -> tf.Tensor:
+        """Return the sum of the slopes by the covariates that have scales.
+
+        Parameters
+        ----------
+        latent, step_index
+            As of `NoisyClassifier.slope`.
+        scales
+            By covariate, as there.
+        """
+        slopes = [
+            classifier.slope(latent, step_index, scales[name])
+            for name, classifier in self._by_covariate()
+            if name in scales
+        ]
+        return tf.add_n(slopes) if slopes else tf.zeros_like(latent)
+
+    def _by_covariate(self) -> list[tuple[str, NoisyClassifier]]:
+        return list(zip(self.n_categories, self.classifiers, strict=True))

@@ -199,3 +199,12 @@ def test_cells_do_not_depend_on_each_other():
 def test_widths_that_do_not_suit_are_refused(widths, message):
     with pytest.raises(ValueError, match=message):
         Denoiser(4, {"a": 3}, widths=widths)
+
+
+def test_category_without_training_cells_is_like_no_category():
+    network = Denoiser(4, {"cluster": 3, "donor": 2}, widths=(8, 6))
+    network.embed_as_nothing("donor", np.array([1]))
+    codes = {"cluster": tf.constant([1, 1, 1]), "donor": tf.constant([0, 1, 2])}
+    gates = network.gates(codes).numpy()
+    np.testing.assert_array_equal(gates[1], gates[2])
+    assert np.any(gates[0] != gates[1])

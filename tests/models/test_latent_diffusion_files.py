@@ -151,6 +151,13 @@ def test_numbers_labels_and_guidance_are_as_asked_for(
     ("options", "message"),
     [
         (["--n-steps", "101"], "n_steps is 101, but the model diffuses in 100 steps"),
+        (["--cache-interval", "0"], "--cache-interval: 0 found"),
+        (
+            ["--cache-interval", "2", "--cache-branch", "1"],
+            "cache_branch is 1, but the",
+        ),
+        (["--cache-spacing", "uneven"], "no effect with cache_interval 1"),
+        (["--eta", "0.5"], "eta is 0.5, which only the solver ddim has"),
         (["--solver", "rk4"], 'solver is "rk4", which the model type "cfDiffusion"'),
         (["--condition", "donr=d1"], 'no covariate "donr". Did you mean "donor"'),
         (["--guidance", "dnor=2"], 'not conditioned on "dnor"'),
@@ -179,6 +186,43 @@ def test_expression_has_the_library_size_of_the_scale(tmp_path: Path) -> None:
     assert cells.uns["cellgan"]["scale"] == "library-size-normalised to 1000, no log"
     counts = generate(experiment, tmp_path / "counts.h5ad", "--counts")
     assert np.all(counts.X.data % 1 == 0)
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """An experiment whose classifiers steer."""
+    folder = tmp_path_factory.mktemp("scDiffusion")
+    path = write_parameters(folder, tiny="negative_binomial")
+    document = json.loads(path.read_text())
+    model = document["experiments"]["tiny"]["model"]
+    model["classifier"] = {"widths": [8, 6]}
+    path.write_text(json.dumps(document))
+    assert main(["--param", str(path), "--process", "--train", "--generate"]) == 0
+    return Experiment.open(folder / "experiments" / "tiny")
+
+
+def test_classifiers_are_a_third_stage_that_steers(
+    steered: Experiment, tmp_path: Path
+) -> None:
+    assert [p.name for p in steered.checkpoints_folder("classifier").iterdir()] == [
+        f"model-{STEPS}"
+    ]
+    lines = [json.loads(line) for line in steered.metrics_file.read_text().splitlines()]
+    assert "validation/accuracy/cell_type" in lines[-1]
+    plain, guided = (
+        generate(
+            steered, tmp_path / f"{scale}.h5ad", "--guidance", f"cell_type={scale}"
+        )
+        for scale in (0, 4)
+    )
+    assert (plain.X != guided.X).nnz > 0
+
+
+def test_classifiers_steer_between_labels(steered: Experiment, tmp_path: Path) -> None:
+    options = ["--weights", 0, 1, "--cells_no", 4, "--init-step", 60]
+    cells = interpolate(steered, tmp_path / "a.h5ad", *options)
+    first, second = cells.obsm["X_latent"].reshape(2, 4, -1)
+    assert np.all(np.any(first != second, axis=1))
 
 
 def interpolate(experiment: Experiment, path: Path, *options: Any) -> anndata.AnnData:
