@@ -220,13 +220,18 @@ class Denoiser(SizedLayer):
             Of `gates`, ``(n_cells, n_units)`` or a row that all cells share.
         """
         weights = tf.ones((1,), self.variable_dtype)
-        return self.denoise(latent, shifts, gates[None], weights).noise
+        by_layer = self.by_layer(gates[None])
+        return self.denoise(latent, shifts, by_layer, weights).noise
+
+    def by_layer(self, units: tf.Tensor) -> list[tf.Tensor]:
+        """Return what stands side by side, gates or shifts, for each layer."""
+        return tf.split(units, self._widths, axis=-1)
 
     def denoise(
         self,
         latent: tf.Tensor,
         shifts: tf.Tensor,
-        gates: tf.Tensor,
+        gates: Sequence[tf.Tensor],
         weights: tf.Tensor,
         branch: int = 0,
     ) -> Denoised:
@@ -242,7 +247,8 @@ class Denoiser(SizedLayer):
         shifts
             Of `shifts`, ``(n_cells, n_units)`` or a row that all cells share.
         gates
-            Of `gates`, ``(n_branches, n_cells, n_units)``, or rows that cells share.
+            Of `gates`, ``(n_branches, n_cells, n_units)``, or rows that cells share,
+            `by_layer`.
         weights
             ``(n_branches,)``, or those of each cell, ``(n_branches, n_cells)``; they
             add up to 1.
@@ -263,7 +269,7 @@ class Denoiser(SizedLayer):
         feature: tf.Tensor,
         latent: tf.Tensor,
         shifts: tf.Tensor,
-        gates: tf.Tensor,
+        gates: Sequence[tf.Tensor],
         weights: tf.Tensor,
         branch: int,
     ) -> tf.Tensor:
@@ -288,7 +294,11 @@ class Denoiser(SizedLayer):
         return self._output(hidden, weights)
 
     def _way_down(
-        self, latent: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, last: int
+        self,
+        latent: tf.Tensor,
+        shifts: tf.Tensor,
+        gates: Sequence[tf.Tensor],
+        last: int,
     ) -> list[tf.Tensor]:
         """Return the outputs of the layers on the way down, to number `last`."""
         hidden, outputs = latent[None], []
@@ -298,19 +308,27 @@ class Denoiser(SizedLayer):
         return outputs
 
     def _up(
-        self, hidden: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, index: int
+        self,
+        hidden: tf.Tensor,
+        shifts: tf.Tensor,
+        gates: Sequence[tf.Tensor],
+        index: int,
     ) -> tf.Tensor:
         return self._layer(hidden, shifts, gates, self.n_up + 1 + index)
 
     def _layer(
-        self, hidden: tf.Tensor, shifts: tf.Tensor, gates: tf.Tensor, index: int
+        self,
+        hidden: tf.Tensor,
+        shifts: tf.Tensor,
+        gates: Sequence[tf.Tensor],
+        index: int,
     ) -> tf.Tensor:
         """Return one layer's output, ``(n_branches, n_cells, width)``."""
         start, width = sum(self._widths[:index]), self._widths[index]
         own = slice(start, start + width)
         units = _by_rows(self.layers[index], hidden)
         if self.label_projection is not None:
-            units *= gates[:, :, own]
+            units *= gates[index]
         units += shifts[None, :, own]
         return tf.nn.silu(_by_rows(self.norms[index], units))
 
@@ -361,7 +379,8 @@ class GuidedDenoiser:
     ) -> None:
         self._network = network
         self._shifts = network.shifts(step_index)
-        self._rest = (gates, weights, branch)
+        # Sliced here, and not anew in every step.
+        self._rest = (network.by_layer(gates), weights, branch)
 
     def whole(
         self, latent: tf.Tensor, position: tf.Tensor

@@ -75,7 +75,7 @@ def test_noise_with_one_label_left_out_is_that_of_the_original(reference):
 def test_guided_noise_is_that_of_the_original(reference, case, strength):
     network, latent, shifts, codes = inputs_of(reference, case)
     both = (codes, reference.null(case, len(latent)))
-    gates = tf.stack([network.gates(shown) for shown in both])
+    gates = network.by_layer(tf.stack([network.gates(shown) for shown in both]))
     scale = 1 + float(strength)
     found = network.denoise(latent, shifts, gates, tf.constant([scale, 1 - scale]))
     expected = reference[f"out/denoiser_{case}/guided_w{strength}"]
@@ -104,7 +104,7 @@ def test_cached_steps_are_those_of_the_original(reference, case, branch):
     stored = f"in/denoiser_{case}/cache"
     out = f"out/denoiser_{case}/cache"
     null = reference.null(case, len(reference[f"{stored}/x_full"]))
-    both = [network.gates(shown)[None] for shown in (codes, null)]
+    both = [network.by_layer(network.gates(shown)[None]) for shown in (codes, null)]
 
     def shifts(step):
         return network.shifts(tf.reshape(tf.constant(step), (1,)))
@@ -165,7 +165,7 @@ def test_feature_of_the_same_step_gives_the_same_noise():
     latent = tf.random.stateless_normal((5, 4), (1, 2))
     shifts = network.shifts(tf.constant([7]))
     codes = [tf.constant([0, 1, 2, 3, 3]), tf.fill((5,), 3)]
-    gates = tf.stack([network.gates({"a": of}) for of in codes])
+    gates = network.by_layer(tf.stack([network.gates({"a": of}) for of in codes]))
     weights = tf.constant([1.5, -0.5])
     for branch in range(network.n_up):
         noise, feature = network.denoise(latent, shifts, gates, weights, branch)
