@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from cellgan.layers.time_embedding import step_features
 from cellgan.seeds import derive_seed
 
 PAPER_WIDTHS = (512, 512, 256, 128)
+MOST_COMBINATIONS = 64
+"""Of categories, whose gates are all computed for a batch, and then shared."""
 
 
 class Denoised(NamedTuple):
@@ -196,6 +199,29 @@ class Denoiser(SizedLayer):
             return tf.ones((1, sum(self._widths)), self.variable_dtype)
         embedded = self.embed_labels(self.label_columns(covariate_codes))
         return self.label_projection(tf.nn.silu(embedded))
+
+    def gates_of_cells(self, covariate_codes: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Return the same as `gates`, cheaper where many cells share few categories.
+
+        Each combination of categories is embedded once. In a training step with 11
+        categories and 128 cells that saves a third of all products.
+        """
+        sizes = {name: n + 1 for name, n in self.null_codes.items()}
+        n_combinations = math.prod(sizes.values())
+        if not sizes or n_combinations > MOST_COMBINATIONS:
+            return self.gates(covariate_codes)
+        rows = np.unravel_index(np.arange(n_combinations), tuple(sizes.values()))
+        of_all = self.gates(
+            {
+                name: tf.constant(codes, tf.int32)
+                for name, codes in zip(sizes, rows, strict=True)
+            }
+        )
+        row = 0
+        for name, size in sizes.items():
+            row = row * size + covariate_codes[name]
+        # A product with ones and zeros takes rows exactly, and so does its gradient.
+        return tf.matmul(tf.one_hot(row, n_combinations, dtype=of_all.dtype), of_all)
 
     def shifts(self, step_index: tf.Tensor) -> tf.Tensor:
         """Return what is added to all layers side by side, ``(n_steps, n_units)``.

@@ -173,7 +173,7 @@ class DiffusionStage(LatentStage):
         found = self.network(
             noisy,
             self.network.shifts(draws.step_index),
-            self.network.gates(draws.codes),
+            self.network.gates_of_cells(draws.codes),
         )
         return tf.reduce_mean((found - draws.noise) ** 2, axis=1)
 

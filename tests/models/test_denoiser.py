@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from cellgan.layers.time_embedding import step_features
+from cellgan.models import denoiser
 from cellgan.models.denoiser import Denoiser
 from tests.models.diffusion_reference import DiffusionReference, assert_close
 
@@ -208,3 +209,13 @@ def test_category_without_training_cells_is_like_no_category():
     gates = network.gates(codes).numpy()
     np.testing.assert_array_equal(gates[1], gates[2])
     assert np.any(gates[0] != gates[1])
+
+
+@pytest.mark.parametrize("most", [6, 5])
+def test_gates_of_cells_are_those_of_their_categories(monkeypatch, most):
+    monkeypatch.setattr(denoiser, "MOST_COMBINATIONS", most)
+    network = Denoiser(4, {"a": 2, "b": 1}, widths=(8, 6), seed=1)
+    codes = {"a": tf.constant([0, 1, 2, 2, 0]), "b": tf.constant([1, 0, 0, 1, 1])}
+    found, expected = network.gates_of_cells(codes), network.gates(codes)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(np.unique(found.numpy().round(6), axis=0)) == 4
