@@ -7,7 +7,8 @@ TensorFlow's graphs one for each operation: where speed matters, compile them.
 A draw is a quantile: entry ``(i, j)`` has one uniform number, a function of the seed,
 of ``first_cell + i`` and of ``j`` alone, so a cell's counts do not depend on what else
 is drawn with it. They are the same on all devices up to rounding of the quantiles. The
-number of operations depends on the values, so draws cannot be compiled with XLA.
+number of operations depends on the values, so draws cannot be compiled with XLA; what
+all of them take is.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ SMALLEST_ZERO = 1e-290
 """Probabilities of 0 below it have too few digits to start from. They belong to means
 of 660 and more, which have no counts below `SMALLEST_SEARCHED`."""
 SMALLEST_SEARCHED = 256.0
-STEPS_OF_ALL = 4
-"""Counts up to this are tried for all entries, before those found are set aside."""
+STEPS_OF_ALL = 24
+"""Counts up to this are tried for all entries; those above are counted again."""
+ENTRIES_PER_PASS = 2**15
+"""Entries of which small counts are found by one call of a function."""
+COMPILED_FROM = 2**18
+"""Values that a draw has at least for that function to be compiled by XLA, which takes
+about a second."""
 VALUES_PER_PASS = 2**18
 """Probabilities added up in one pass over the entries whose count is not found yet."""
 PHILOX = 1
@@ -437,8 +443,57 @@ def _draw_counts(
     # the rounding of both sides.
     bound = tf.reshape(mean, [-1]) * (2.0**32 * (1 + 1e-6))
     entries = tf.where(tf.cast(bits, mean.dtype) <= bound)[:, 0]
-    tails = _to_uniform(tf.gather(bits, entries), tf.float64)
-    counting = of_entries(entries)
+
+    def tails_of(entries: tf.Tensor) -> tf.Tensor:
+        return _to_uniform(tf.gather(bits, entries), tf.float64)
+
+    # XLA compiles for a fixed number of entries.
+    small = tf.function(
+        lambda entries: _small_counts(tails_of(entries), of_entries(entries)),
+        jit_compile=(mean.shape.num_elements() or 0) >= COMPILED_FROM,
+        autograph=False,
+    )
+    n_entries = tf.size(entries)
+    padding = -n_entries % ENTRIES_PER_PASS
+    counts, is_larger = tf.map_fn(
+        small,
+        tf.reshape(tf.pad(entries, [[0, padding]]), [-1, ENTRIES_PER_PASS]),
+        fn_output_signature=(mean.dtype, tf.bool),
+    )
+    counts = tf.reshape(counts, [-1])[:n_entries]
+    larger = tf.where(tf.reshape(is_larger, [-1])[:n_entries])[:, 0]
+    of_larger = tf.gather(entries, larger)
+    found = _large_counts(tails_of(of_larger), of_entries(of_larger), survival)
+    counts = tf.tensor_scatter_nd_update(
+        counts, larger[:, tf.newaxis], tf.cast(found, counts.dtype)
+    )
+    drawn = tf.raw_ops.SparseToDense(
+        sparse_indices=entries,
+        output_shape=tf.size(mean, tf.int64)[tf.newaxis],
+        sparse_values=tf.cast(counts, tf.float32),
+        default_value=0.0,
+        validate_indices=False,
+    )
+    return tf.reshape(drawn, tf.shape(mean))
+
+
+def _small_counts(tails: tf.Tensor, counting: _Counting) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return counts, and which of them may be above `STEPS_OF_ALL`."""
+    probability = tf.exp(counting.log_zero)
+    survival = -tf.math.expm1(counting.log_zero)
+    is_tiny = probability < SMALLEST_ZERO
+    counts = tf.zeros_like(tails)
+    for k in range(1, STEPS_OF_ALL + 1):
+        counts += tf.cast(tails < survival, tails.dtype)
+        probability *= (counting.offset + counting.slope * (k - 1)) / k
+        survival -= probability
+    return tf.cast(counts, tf.float32), is_tiny | (tails < survival)
+
+
+def _large_counts(
+    tails: tf.Tensor, counting: _Counting, survival: Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """Return counts of any size."""
     counts, is_beyond = _count_from_zero(tails, counting)
     beyond = tf.where(is_beyond)[:, 0]
     parameters = tuple(tf.gather(values, beyond) for values in counting.parameters)
@@ -447,19 +502,13 @@ def _draw_counts(
         tf.gather(counts, beyond),
         lambda k: survival(k, *parameters),
     )
-    counts = tf.tensor_scatter_nd_update(counts, beyond[:, tf.newaxis], found)
-    drawn = tf.scatter_nd(
-        entries[:, tf.newaxis],
-        tf.cast(counts, tf.float32),
-        tf.size(mean, tf.int64)[tf.newaxis],
-    )
-    return tf.reshape(drawn, tf.shape(mean))
+    return tf.tensor_scatter_nd_update(counts, beyond[:, tf.newaxis], found)
 
 
 def _count_from_zero(
     tails: tf.Tensor, counting: _Counting
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Count up while the tail is below the survival function.
+    """Count up while the tail is below the survival function; no count is 0.
 
     Returns
     -------
@@ -474,12 +523,9 @@ def _count_from_zero(
     probability = tf.exp(counting.log_zero)
     survival = -tf.math.expm1(counting.log_zero)
     is_tiny = probability < SMALLEST_ZERO
-    counts = tf.zeros_like(tails)
-    for k in range(1, STEPS_OF_ALL + 1):
-        counts += tf.cast(tails < survival, tails.dtype)
-        probability *= (counting.offset + counting.slope * (k - 1)) / k
-        survival -= probability
-    counts = tf.where(is_tiny, tf.constant(SMALLEST_SEARCHED, tails.dtype), counts)
+    probability *= counting.offset
+    survival -= probability
+    counts = tf.where(is_tiny, tf.constant(SMALLEST_SEARCHED, tails.dtype), 1.0)
     some = tf.TensorShape([None])
 
     def climb(
@@ -520,7 +566,7 @@ def _count_from_zero(
         lambda k, entries, *_: (k <= STEPS_FROM_ZERO) & (tf.size(entries) > 0),
         climb,
         (
-            tf.constant(STEPS_OF_ALL + 1, tails.dtype),
+            tf.constant(2.0, tails.dtype),
             is_open,
             tf.gather(probability, is_open),
             tf.gather(survival, is_open),

@@ -330,6 +330,16 @@ def test_counts_do_not_depend_on_how_many_are_tried_in_a_pass(monkeypatch):
     np.testing.assert_array_equal(sample_poisson(mean, SEED), together)
 
 
+@pytest.mark.parametrize("per_pass", [16, 512])
+def test_small_counts_compiled_by_xla_are_those_that_are_not(monkeypatch, per_pass):
+    mean = tf.constant(np.float32(np.geomspace(1e-6, 1e3, 500)).reshape(5, 100))
+    theta = tf.constant(np.float32(np.geomspace(1e-3, 1e6, 100)))
+    plain = sample_negative_binomial(mean, theta, SEED)
+    monkeypatch.setattr(likelihoods, "COMPILED_FROM", 1)
+    monkeypatch.setattr(likelihoods, "ENTRIES_PER_PASS", per_pass)
+    np.testing.assert_array_equal(sample_negative_binomial(mean, theta, SEED), plain)
+
+
 def test_poisson_draws_have_mean_variance_and_zeros():
     values = sample_poisson(tf.fill((N_DRAWS // 100, 100), 1.5), SEED).numpy()
     error = np.sqrt(1.5 / N_DRAWS)
