@@ -147,6 +147,7 @@ def make_cells(folder: Path) -> Cells:
         seed=0,
     )
     by_type = [counts[codes["cell_type"] == code] for code in range(14)]
+    per_category = {name: tuple(np.bincount(of).tolist()) for name, of in codes.items()}
     manifest = DatasetManifest(
         features={RNA: tuple(f"gene{gene}" for gene in range(N_GENES))},
         covariates={name: CovariateVocabulary(of) for name, of in names.items()},
@@ -154,7 +155,7 @@ def make_cells(folder: Path) -> Cells:
         target_library_size=1000,
         record_values="counts",
         split_sizes={"train": N_CELLS, "valid": 0, "test": 0},
-        cells_per_category={},
+        cells_per_category={"train": per_category},
         library_sizes={RNA: tuple(tuple(of.sum(axis=1).A1) for of in by_type)},
         shards=shards,
     )

@@ -248,10 +248,10 @@ def _evaluate_files(options: argparse.Namespace) -> int:
 def _print_config(experiments: Sequence[Experiment]) -> int:
     import json  # noqa: PLC0415
 
-    from cellgan.config import as_json  # noqa: PLC0415
+    from cellgan.config import as_used  # noqa: PLC0415
 
     document = {
-        experiment.name: as_json(experiment.parameters) for experiment in experiments
+        experiment.name: as_used(experiment.parameters) for experiment in experiments
     }
     print(json.dumps(document, indent=4))
     return 0
@@ -558,7 +558,8 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests",
         type=Path,
         metavar="FILE",
-        help="table of requests (.csv, .tsv): a column per covariate, and n_cells",
+        help="table of requests (.csv, .tsv): a column per covariate, and n_cells; for "
+        "every model that is conditioned on something",
     )
     add(
         "--guidance",

@@ -25,6 +25,7 @@ from cellgan.model_configs import (
     MODEL_TYPES,
     STRICT,
     AnyModelConfig,
+    CfgenConfig,
     GanConfig,
     ModelConfig,
 )
@@ -468,7 +469,29 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
         raise ConfigError(msg)
     parameters.model.check_generation(parameters.generation, f"{where}.generation")
     _check_covariates(parameters, where)
+    _check_atac_keys(parameters, where)
     return _resolve_library_size(parameters, where)
+
+
+def _check_atac_keys(parameters: ExperimentParameters, where: str) -> None:
+    """Refuse what is said of ATAC where there is none."""
+    model = parameters.model
+    if parameters.input_ds.atac is not None or not isinstance(model, CfgenConfig):
+        return
+    ours, untouched = model.autoencoder, type(model.autoencoder)()
+    given = {
+        f"autoencoder.{key}": getattr(ours, key)
+        for key in ("atac_layers", "atac_weight")
+        if getattr(ours, key) != getattr(untouched, key)
+    }
+    if "atac" in (model.flow.log_library_sizes or {}):
+        given["flow.log_library_sizes"] = model.flow.log_library_sizes
+    for key, value in given.items():
+        msg = (
+            f"{where}.model.{key} is {json.dumps(value)}, but input_ds.atac is null: "
+            f"there is no ATAC. Leave it out, or say in input_ds.atac where ATAC is."
+        )
+        raise ConfigError(msg)
 
 
 def _check_covariates(parameters: ExperimentParameters, where: str) -> None:
@@ -582,6 +605,25 @@ def with_generation(
             raise ConfigError(msg)
     parameters.model.check_generation(generation, "command line")
     return dataclasses.replace(parameters, generation=generation)
+
+
+def as_used(parameters: ExperimentParameters) -> Any:
+    """Return parameters as plain JSON values, training settings where they count.
+
+    Of a model that is trained in stages, those are each stage's own; such keys of the
+    ``training`` block itself are left out.
+    """
+    document, training = as_json(parameters), parameters.training
+    if len(parameters.model.STAGES) > 1 or training.stages:
+        keys = _keys(StageParameters)
+        document["training"] = {
+            key: of for key, of in document["training"].items() if key not in keys
+        }
+        document["training"]["stages"] = {
+            name: {key: as_json(training.of_stage(name))[key] for key in keys}
+            for name in parameters.model.STAGES
+        }
+    return document
 
 
 def as_json(parameters: Any) -> Any:

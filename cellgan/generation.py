@@ -229,6 +229,7 @@ class TrainedModel:
         cells_no: CellsRequest = LIKE_DATA,
         *,
         seed: int = 0,
+        quiet: bool = False,
         **wishes: Unpack[Wishes],
     ) -> Path:
         """Generate cells into a file, in pieces: see `generate`.
@@ -241,6 +242,8 @@ class TrainedModel:
             An existing file of the same format is replaced when all is written.
         cells_no, seed, wishes
             As in `generate`.
+        quiet
+            Whether nothing is logged, as of files that do not stay.
 
         Returns
         -------
@@ -264,6 +267,8 @@ class TrainedModel:
         every_piece = itertools.chain([first], pieces)
         write_cells(path, frames, (piece.features for piece in every_piece))
         seconds = time.perf_counter() - started
+        if quiet:
+            return path
         log.info(
             "%s, step %d: %d cells x %s, %s, in %.1f s (%.0f cells/s): %s",
             self.experiment.name,

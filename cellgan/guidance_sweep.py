@@ -85,7 +85,7 @@ def sweep_guidance(
             )
             trained.generate(one_cell(trained), **wishes)  # compiles
             started = time.perf_counter()
-            trained.write(path, seed=seed, **wishes)
+            trained.write(path, seed=seed, quiet=True, **wishes)
             seconds = time.perf_counter() - started
             compared = compare_experiment(experiment, path, seed=seed)
             found = measures(compared, "generated", seed)

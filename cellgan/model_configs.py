@@ -165,8 +165,11 @@ class AutoencoderConfig:
     """Hidden widths of the ATAC encoder."""
     joint_latent: bool = True
     """With RNA and ATAC: one latent of both; otherwise one each, side by side."""
-    input_transform: Literal["log1p", "proportions", "log1p_proportions"] = "log1p"
-    """What encoders are given of the counts; binary ATAC is given as it is."""
+    input_transform: Literal["log1p", "proportions", "log1p_proportions", "none"] = (
+        "log1p"
+    )
+    """What encoders are given of the counts; binary ATAC is given as it is. ``"none"``
+    is what some versions of the original give the RNA encoder of multiome models."""
     inverse_dispersion: Literal["gene", "gene-label"] = "gene"
     """Whether a gene's dispersion is the same for all labels."""
     dropout: Share = 0.0

@@ -13,6 +13,7 @@ import pytest
 
 from cellgan import commands
 from cellgan.cli import SOLVER_KEYS, main
+from cellgan.config import as_used, parse_experiment
 from cellgan.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +218,29 @@ def test_print_config_prints_defaults_too(
     assert code == 0
     assert document["two"]["training"]["critic_iters"] == 5
     assert document["two"]["model"]["output_LSN"] == 20000
+
+
+def test_print_config_shows_training_settings_where_they_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {"type": "CFGen"},
+        "training": {"stages": {"flow": {"max_steps": 7}}},
+    }
+    file = tmp_path / "flow.json"
+    file.write_text(
+        json.dumps({"exp_param": {"experiments_dir": "."}, "experiments": {"a": block}})
+    )
+    assert run("--param", file, "--print-config") == 0
+
+    printed = json.loads(capsys.readouterr().out)["a"]
+    training = printed["training"]
+    assert "max_steps" not in training
+    assert training["stages"]["flow"]["max_steps"] == 7
+    assert training["stages"]["autoencoder"]["max_steps"] == 3000
+    again = parse_experiment({**block, "training": training}, "again")
+    assert as_used(again) == printed
 
 
 WRONG = {

@@ -649,3 +649,38 @@ def test_unknown_condition_of_a_diffusion_is_named() -> None:
     model = {"type": "cfDiffusion", "diffusion": {"condition_on": ["donr"]}}
     with pytest.raises(ConfigError, match=r'diffusion\.condition_on: .* "donr"'):
         cfdiffusion(model=model)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (
+            {"autoencoder": {"atac_layers": [64]}},
+            r"autoencoder\.atac_layers is \[64\], but input_ds\.atac is null",
+        ),
+        (
+            {"autoencoder": {"atac_weight": 0.5}},
+            r"autoencoder\.atac_weight is 0\.5, but input_ds\.atac is null",
+        ),
+        (
+            {
+                "flow": {
+                    "use_library_size": True,
+                    "log_library_sizes": {"atac": [1.0, 2.0]},
+                }
+            },
+            r"flow\.log_library_sizes is \{\"atac\": \[1\.0, 2\.0\]\}, but",
+        ),
+    ],
+)
+def test_keys_of_atac_need_atac(block, expected) -> None:
+    model = {"type": "CFGen", **block}
+    with pytest.raises(ConfigError, match=rf"one\.model\.{expected}.*Leave it out"):
+        parse_experiment({"input_ds": {"raw_input": "a.h5ad"}, "model": model}, "one")
+    multiome = {"raw_input": "a.h5ad", "atac": {"raw_input": "b.h5ad"}}
+    parse_experiment({"input_ds": multiome, "model": model}, "one")
+
+
+def test_defaults_of_atac_keys_need_no_atac() -> None:
+    model = {"type": "CFGen", "autoencoder": {"atac_layers": [1024, 512]}}
+    parse_experiment({"input_ds": {"raw_input": "a.h5ad"}, "model": model}, "one")

@@ -53,6 +53,14 @@ def test_sweep_leaves_its_table_and_figure_alone(rows, trained_flow):
     assert not list(trained_flow.folder.glob("tmp*"))
 
 
+@pytest.mark.slow
+def test_no_temporary_file_is_logged(trained_flow, caplog):
+    caplog.set_level("INFO")
+    sweep_guidance(trained_flow, scales=(1.0,), seed=0, solver=SolverSettings())
+    assert str(trained_flow.guidance_file) in caplog.text
+    assert "cells.h5" not in caplog.text
+
+
 def test_a_model_without_guidance_is_refused(tmp_path):
     experiment = write_experiment(tmp_path / "gan")
     with pytest.raises(ConfigError, match='type "cscGAN" has no guidance'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -137,7 +138,10 @@ def files(arrays: dict[str, np.ndarray], tmp_path: Path) -> Files:
 
 
 def make_experiment(
-    folder: Path, model: dict[str, Any] | None = None, n_genes: int = 60
+    folder: Path,
+    model: dict[str, Any] | None = None,
+    n_genes: int = 60,
+    atac: dict[str, Any] | None = None,
 ) -> Experiment:
     """Write what --process leaves of an experiment, less its data."""
     manifest = dataclasses.replace(
@@ -159,6 +163,7 @@ def make_experiment(
             "raw_input": "cells.h5ad",
             "clustering": {"key": "cell_type"},
             "covariates": ["batch"],
+            "atac": atac,
         },
         "model": model or MODEL,
         "training": {"data_source": "disk", "stages": stages} if model is None else {},
@@ -641,3 +646,172 @@ def assert_same_weights(these: Experiment, those: Experiment) -> None:
             network.variables, theirs[name].variables, strict=True
         ):
             np.testing.assert_array_equal(found, expected)
+
+
+class OriginalMlp(torch.nn.Module):
+    """Layers nested as the original nests them, which gives weights their names."""
+
+    def __init__(self, dims: list[int]) -> None:
+        super().__init__()
+        blocks: list[torch.nn.Module] = [
+            torch.nn.Sequential(
+                torch.nn.Linear(n_in, n_out),
+                torch.nn.BatchNorm1d(n_out),
+                torch.nn.ELU(),
+                torch.nn.Dropout(0.1),
+            )
+            for n_in, n_out in itertools.pairwise(dims[:-1])
+        ]
+        self.net = torch.nn.Sequential(*blocks, torch.nn.Linear(*dims[-2:]))
+
+    def forward(self, inputs: Any) -> Any:
+        return self.net(inputs)
+
+
+class OriginalEncoder(torch.nn.Module):
+    """The original's autoencoder of both modalities."""
+
+    def __init__(self, order: tuple[str, ...], *, joint: bool) -> None:
+        super().__init__()
+        dims = {"rna": [60, 24, 16, 8], "atac": [20, 12, 8]}
+        top = [8] if joint else []
+        self.theta = torch.nn.Parameter(torch.randn(60))
+        self.encoder = torch.nn.ModuleDict({m: OriginalMlp(dims[m]) for m in order})
+        self.decoder = torch.nn.ModuleDict(
+            {m: OriginalMlp([*top, *dims[m][::-1]]) for m in order}
+        )
+        self.encoder_joint = OriginalMlp([16, 8]) if joint else None
+
+    def encode(self, features: dict[str, Any]) -> Any:
+        latents = [self.encoder[m](features[m]) for m in self.encoder]
+        latent = torch.cat(latents, dim=1)
+        return latent if self.encoder_joint is None else self.encoder_joint(latent)
+
+
+class OriginalBlock(torch.nn.Module):
+    """A residual block of the original, with layer normalisation and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.net1 = nn.Sequential(nn.LayerNorm(16), nn.SiLU(), nn.Linear(16, 16))
+        self.cond_proj = nn.Sequential(nn.SiLU(), nn.Linear(12, 16))
+        self.net2 = nn.Sequential(
+            nn.LayerNorm(16), nn.SiLU(), nn.Dropout(0.1), nn.Linear(16, 16)
+        )
+
+    def forward(self, hidden: Any, condition: Any) -> Any:
+        return hidden + self.net2(self.net1(hidden) + self.cond_proj(condition))
+
+
+class OriginalVelocity(torch.nn.Module):
+    """The original's velocity network."""
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.time_embedder = nn.Sequential(
+            nn.Linear(12, 12), nn.SiLU(), nn.Linear(12, 12)
+        )
+        self.net_in = nn.Linear(n_latent, 16)
+        self.blocks = nn.ModuleList(OriginalBlock() for _ in range(3))
+        self.net_out = nn.Sequential(
+            nn.LayerNorm(16), nn.SiLU(), nn.Linear(16, n_latent)
+        )
+
+    def forward(self, latent: Any, time: Any) -> Any:
+        angles = 1000 * time[:, None] * torch.logspace(0, -4, 6)[None]
+        features = torch.cat([angles.sin(), angles.cos()], dim=1)
+        condition = self.time_embedder(features)
+        hidden = self.net_in(latent)
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        return self.net_out(hidden)
+
+
+class OriginalFlow(torch.nn.Module):
+    """What Lightning saves of the flow."""
+
+    def __init__(self, order: tuple[str, ...], *, joint: bool) -> None:
+        super().__init__()
+        self.encoder_model = OriginalEncoder(order, joint=joint)
+        self.denoising_model = OriginalVelocity(8 if joint else 16)
+
+
+@pytest.mark.parametrize(
+    ("order", "joint"),
+    [
+        (("rna", "atac"), True),
+        (("atac", "rna"), True),
+        (("rna", "atac"), False),
+        (("atac", "rna"), False),
+    ],
+)
+def test_modules_nested_as_the_originals_give_its_outputs(
+    tmp_path: Path, order: tuple[str, ...], *, joint: bool
+) -> None:
+    torch.manual_seed(0)
+    theirs = OriginalFlow(order, joint=joint).eval()
+    for of in theirs.state_dict().values():
+        if of.ndim == 1:  # norms and biases too
+            of.uniform_(0.5, 1.5)
+    tables = {name: np.zeros((len(c), 12), "f4") for name, c in CATEGORIES.items()}
+    settings = {
+        "is_binarized": True,
+        "modality_list": list(order),
+        "feature_embeddings": {k: Featurizer(of) for k, of in tables.items()},
+        "denoising_model": Network(guided_conditioning=True, conditional=True),
+    }
+    weights = {name: of.numpy() for name, of in theirs.state_dict().items()}
+    save(tmp_path / "flow.ckpt", weights, settings)
+    experiment = make_multiome(tmp_path / "one", joint=joint)
+    commands.import_weights(experiment, "cfgen", [tmp_path / "flow.ckpt"])
+
+    rng = np.random.default_rng(0)
+    features = {
+        "rna": np.float32(rng.poisson(2, (5, 60))),
+        "atac": np.float32(rng.integers(0, 2, (5, 20))),
+    }
+    width = 8 if joint else 16
+    latent, time = np.float32(rng.normal(size=(5, width))), np.float32(rng.random(5))
+    with torch.no_grad():
+        of_theirs = {name: torch.tensor(of) for name, of in features.items()}
+        expected = theirs.encoder_model.encode(of_theirs).numpy()
+        velocity = theirs.denoising_model(torch.tensor(latent), torch.tensor(time))
+    ours = parts(experiment)
+    nothing = ours["network"].condition(
+        {name: tf.fill((5,), len(of)) for name, of in CATEGORIES.items()}, {}
+    )
+    # Ours are in the order of their names.
+    is_swapped = not joint and order[0] == "rna"
+    swapped = np.roll(np.arange(width), 8 if is_swapped else 0)
+    found = ours["autoencoder"].encode(features)
+    close(found, expected[:, swapped])
+    found = ours["network"](tf.constant(latent[:, swapped]), tf.constant(time), nothing)
+    close(found, velocity.numpy()[:, swapped])
+
+
+def make_multiome(folder: Path, *, joint: bool) -> Experiment:
+    """Return an experiment of 60 genes and 20 peaks, open or closed."""
+    autoencoder = {
+        **{"n_latent": 8, "rna_layers": [24, 16], "atac_layers": [12]},
+        **{"joint_latent": joint, "input_transform": "none"},
+    }
+    flow = {
+        **{"width": 16, "embedding_width": 12, "n_blocks": 3, "dropout": 0.1},
+        **{"normalization": "layernorm", "standardize_latents": False},
+    }
+    experiment = make_experiment(
+        folder,
+        {"type": "CFGen", "autoencoder": autoencoder, "flow": flow},
+        atac={"raw_input": "peaks.h5ad", "values": "binary"},
+    )
+    manifest = experiment.manifest()
+    manifest = dataclasses.replace(
+        manifest,
+        features={**manifest.features, "atac": tuple(f"peak{n}" for n in range(20))},
+        library_sizes={**manifest.library_sizes, "atac": ((3.0, 9.0),) * 4},
+        binary=("atac",),
+    )
+    write_json(folder / "manifest.json", manifest.as_json())
+    return Experiment.open(folder)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from natsort import natsorted
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
@@ -178,14 +179,14 @@ def integration_figure(
     panels = figure.subplots(2, 2)
     for column, (when, at) in enumerate(zip(("before", "after"), maps, strict=True)):
         for axes, groups in zip(panels[:, column], (batches, labels), strict=True):
-            names = list(np.unique(groups))
+            names = natsorted(set(groups))
             colours = dict(zip(names, _colours(len(names)), strict=True))
             of_each = np.array([colours[group] for group in groups])
             axes.scatter(*at.T, s=5, c=of_each, linewidths=0, rasterized=True)
             axes.set(xticks=[], yticks=[])
         panels[0, column].set_title(f"{when} correction of {batch_name}")
     for axes, groups in zip(panels[:, 1], (batches, labels), strict=True):
-        names = list(np.unique(groups))
+        names = natsorted(set(groups))
         colours = dict(zip(names, _colours(len(names)), strict=True))
         axes.legend(
             handles=[_handle("s", colour, str(n)) for n, colour in colours.items()],

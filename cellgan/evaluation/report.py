@@ -43,6 +43,7 @@ from cellgan.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 
+HTML, TABLE, JSON = "report.html", "metrics.csv", "report.json"
 FEW_CELLS = 50
 """Fewer compared cells than this earn a word of caution."""
 
@@ -76,6 +77,8 @@ def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
         most_cells=asked.max_cells,
         seed=asked.seed,
     )
+    _remove_earlier(experiment.evaluation_folder)
+    experiment.model_card_file.unlink(missing_ok=True)
     said, drawn = _judge(
         compared,
         seed=asked.seed,
@@ -128,6 +131,8 @@ def evaluate_files(
         compared = compare_files(
             real, path, label=label, must_know_training=must_know_training, seed=seed
         )
+        if not entries:
+            _remove_earlier(folder)
         entries[name], drawn[name] = _judge(compared, seed=seed, method="tsne")
     document = _document(entries)
     _write(folder, document, drawn)
@@ -145,7 +150,7 @@ def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Document | N
     entries: dict[str, Any] = {}
     drawn: dict[str, Sequence[Picture]] = {}
     for experiment in experiments:
-        file = experiment.evaluation_folder / "report.json"
+        file = experiment.evaluation_folder / JSON
         if file.exists():
             entries |= read_report(file)["experiments"]
             drawn[experiment.name] = _stored_pictures(experiment.evaluation_folder)
@@ -376,15 +381,25 @@ def _document(entries: Mapping[str, Any]) -> Document:
     }
 
 
+def _remove_earlier(folder: Path) -> None:
+    """Remove the report on cells that others are in the place of now.
+
+    Called when the new ones are read and can be compared. If the work on them fails
+    then, no report is there, rather than one that looks like theirs.
+    """
+    for name in (HTML, TABLE, JSON):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _write(
     folder: Path, document: Document, drawn: Mapping[str, Sequence[Picture]]
 ) -> None:
     """Write every file of a report, and say where it is and what it says."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_pictures(folder / "figures", drawn)
-    html.write_html(folder / "report.html", document, drawn)
-    tables.write_csv(folder / "metrics.csv", document)
-    write_report(folder / "report.json", document)
+    html.write_html(folder / HTML, document, drawn)
+    tables.write_csv(folder / TABLE, document)
+    write_report(folder / JSON, document)
     for name, said in document["experiments"].items():
         if len(document["experiments"]) == 1:
             log.info("%s", tables.summary(name, said))
@@ -406,7 +421,7 @@ def _write(
         log.info("%s: %s", name, said["verdict"]["headline"])
         for finding in said["verdict"]["findings"]:
             log.info("    - %s", finding)
-    log.info("report: %s", folder / "report.html")
+    log.info("report: %s", folder / HTML)
 
 
 def _write_pictures(folder: Path, drawn: Mapping[str, Sequence[Picture]]) -> None:

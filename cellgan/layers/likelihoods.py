@@ -7,7 +7,8 @@ TensorFlow's graphs one for each operation: where speed matters, compile them.
 A draw is a quantile: entry ``(i, j)`` has one uniform number, a function of the seed,
 of ``first_cell + i`` and of ``j`` alone, so a cell's counts do not depend on what else
 is drawn with it. They are the same on all devices up to rounding of the quantiles. The
-number of operations depends on the values, so draws cannot be compiled with XLA.
+number of operations depends on the values, so draws cannot be compiled with XLA; what
+all of them take is.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ SMALLEST_ZERO = 1e-290
 """Probabilities of 0 below it have too few digits to start from. They belong to means
 of 660 and more, which have no counts below `SMALLEST_SEARCHED`."""
 SMALLEST_SEARCHED = 256.0
-STEPS_OF_ALL = 4
-"""Counts up to this are tried for all entries, before those found are set aside."""
+STEPS_OF_ALL = 24
+"""Counts up to this are tried for all entries; those above are counted again."""
+ENTRIES_PER_PASS = 2**15
+"""Entries of which small counts are found by one call of a function."""
+COMPILED_FROM = 2**18
+"""Values that a draw has at least for that function to be compiled by XLA, which takes
+about a second."""
 VALUES_PER_PASS = 2**18
 """Probabilities added up in one pass over the entries whose count is not found yet."""
 PHILOX = 1
@@ -132,54 +138,128 @@ def negative_binomial_log_prob(
     counts and dispersion, values to 2e-7 times the count, and logarithms and
     arithmetic, of which processors do several at once, are all that is left.
     """
-    rank = inverse_dispersion.shape.rank
-    return _negative_binomial_log_prob(
-        counts, mean, tf.clip_by_value(inverse_dispersion, *DISPERSION_RANGE), rank
-    )
+    theta = tf.clip_by_value(inverse_dispersion, *DISPERSION_RANGE)
 
-
-def _negative_binomial_log_prob(
-    counts: tf.Tensor, mean: tf.Tensor, theta: tf.Tensor, rank: int
-) -> tf.Tensor:
     @tf.custom_gradient
     def log_prob(mean: tf.Tensor, theta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        # lgamma(y) = S(y + 4) - log(y (y + 1) (y + 2) (y + 3)), S Stirling's series
-        shifted = theta + 4.0
-        upper, factorial = counts + shifted, counts + 5.0
-        scale = 1 / (theta + mean + MEAN_EPSILON)
-        zero = tf.math.log1p(mean / (theta + MEAN_EPSILON))
-        growth = tf.math.log1p(counts / shifted)
-        gammas = (
-            (shifted - 0.5) * growth
-            + counts * tf.math.log(upper / factorial * ((mean + MEAN_EPSILON) * scale))
-            - 4.5 * tf.math.log(factorial)
-            + (5.0 - 0.5 * math.log(2 * math.pi))
-            + (_series(upper) - _series(shifted) - _series(factorial))
-            - tf.math.log(_product_ratio(counts, theta))
-        )
-        # At 0 the sum is 0 up to rounding, which a tiny mean would not forgive.
-        value = tf.where(counts > 0, gammas, 0) - theta * zero
+        found = _negative_binomial(counts, mean, theta)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            by_mean = theta * scale * (counts / (mean + MEAN_EPSILON) - 1)
-            digammas = (
-                growth
-                - (_digamma_series(upper) - _digamma_series(shifted))
-                + _reciprocal_differences(counts, theta)
-            )
-            by_theta = (
-                (digammas - zero)
-                + (mean + MEAN_EPSILON - counts) * scale
-                - MEAN_EPSILON / (theta + MEAN_EPSILON)
-            )
-            by_theta *= upstream
-            if rank == 1:
+            by_theta = upstream * found.by_theta
+            if theta.shape.rank == 1:
                 by_theta = tf.reduce_sum(by_theta, axis=0)
-            return upstream * by_mean, by_theta
+            return upstream * found.by_mean, by_theta
 
-        return value, gradient
+        return found.log_prob, gradient
 
     return log_prob(mean, theta)
+
+
+def negative_binomial_softmax_loss(
+    counts: tf.Tensor,
+    logits: tf.Tensor,
+    library_size: tf.Tensor,
+    inverse_dispersion: tf.Tensor,
+) -> tf.Tensor:
+    """Return the mean over cells of minus the log-likelihood, with softmax means.
+
+    Equal to what `negative_binomial_log_prob` gives of ``library_size *
+    softmax(logits)``, in value and gradients, and cheaper to train with: gradients are
+    found along with the value, and reach the logits without those of the means.
+
+    Parameters
+    ----------
+    counts, inverse_dispersion
+        As of `negative_binomial_log_prob`.
+    logits
+        ``(n_cells, n_genes)``.
+    library_size
+        ``(n_cells,)``, without gradient.
+    """
+    theta = tf.clip_by_value(inverse_dispersion, *DISPERSION_RANGE)
+
+    @tf.custom_gradient
+    def loss(logits: tf.Tensor, theta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        shares = tf.nn.softmax(logits)
+        mean = shares * library_size[:, tf.newaxis]
+        found = _negative_binomial(counts, mean, theta)
+        each = -1 / tf.cast(tf.shape(counts)[0], counts.dtype)
+        by_log_mean = mean * found.by_mean
+        of_cells = tf.reduce_sum(by_log_mean, axis=1, keepdims=True)
+        by_logits = each * (by_log_mean - shares * of_cells)
+        by_theta = found.by_theta
+        if theta.shape.rank == 1:
+            by_theta = tf.reduce_sum(by_theta, axis=0)
+        by_theta *= each
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return upstream * by_logits, upstream * by_theta
+
+        # By genes first: XLA adds up columns, not rows, several at once.
+        by_gene = tf.reduce_sum(found.log_prob, axis=0)
+        return each * tf.reduce_sum(by_gene), gradient
+
+    return loss(logits, theta)
+
+
+class _NegativeBinomial(NamedTuple):
+    """Log-probabilities of entries and their derivatives, ``(n_cells, n_genes)``."""
+
+    log_prob: tf.Tensor
+    by_mean: tf.Tensor
+    by_theta: tf.Tensor
+
+
+def _negative_binomial(
+    counts: tf.Tensor, mean: tf.Tensor, theta: tf.Tensor
+) -> _NegativeBinomial:
+    """Return what both functions of negative binomials are made of.
+
+    With ``y = t + 4``, ``lgamma(t) = S(y) - log(t (t + 1) (t + 2) (t + 3))`` where S is
+    Stirling's series. Products of these factors are divided by powers of ``y`` and
+    ``x + 5`` before they are multiplied, which keeps them in the range of floats.
+    """
+    x, m = counts, mean + MEAN_EPSILON
+    shifted = theta + 4.0
+    upper, factorial = x + shifted, x + 5.0
+    by_upper, by_factorial = 1 / upper, 1 / factorial
+    scale = 1 / (theta + m)
+    zero = tf.math.log1p(mean * (1 / (theta + MEAN_EPSILON)))
+    growth = tf.math.log1p(x * (1 / shifted))
+    inverses = [1 / (theta + i) for i in range(4)]
+    # (t + x + i) / (t + i), of which the first may be as large as 1e29
+    first, *others = [1 + x * inverse for inverse in inverses]
+    product = others[0] * others[1] * others[2]
+    below = shifted * by_upper
+    rising = (first * below) * (product * (below * below * below))
+    factorials = (x + 1) * (x + 2) * (x + 3) * (x + 4)
+    square = factorial * factorial
+    rising *= tf.sqrt(factorial) * (square * square / factorials)
+    gammas = (
+        (theta - 0.5) * growth
+        + x * tf.math.log(upper * by_factorial * (m * scale))
+        - tf.math.log(rising)
+        + (5.0 - 0.5 * math.log(2 * math.pi))
+        + (_series(by_upper) - _series(1 / shifted) - _series(by_factorial))
+    )
+    # 1 / (t + i) - 1 / (t + x + i), the last three over their product
+    differences = x * (
+        inverses[1] ** 2 * others[1] * others[2]
+        + inverses[2] ** 2 * others[0] * others[2]
+        + inverses[3] ** 2 * others[0] * others[1]
+    )
+    digammas = (
+        growth
+        - (_digamma_series(by_upper) - _digamma_series(1 / shifted))
+        + inverses[0] * (x / (theta + x))
+        + differences / product
+    )
+    return _NegativeBinomial(
+        # At 0 the sum is 0 up to rounding, which a tiny mean would not forgive.
+        tf.where(x > 0, gammas, 0) - theta * zero,
+        theta * scale * (x / m - 1),
+        (digammas - zero) + (m - x) * scale - MEAN_EPSILON / (theta + MEAN_EPSILON),
+    )
 
 
 def poisson_log_prob(counts: tf.Tensor, log_rate: tf.Tensor) -> tf.Tensor:
@@ -204,7 +284,7 @@ def poisson_log_prob(counts: tf.Tensor, log_rate: tf.Tensor) -> tf.Tensor:
         - 4.5 * log_factorial
         + factorial
         - 0.5 * math.log(2 * math.pi)
-        - _series(factorial)
+        - _series(1 / factorial)
         + tf.math.log(tf.reduce_prod([counts + k for k in (1.0, 2.0)], axis=0))
         + tf.math.log(tf.reduce_prod([counts + k for k in (3.0, 4.0)], axis=0))
     )
@@ -363,8 +443,57 @@ def _draw_counts(
     # the rounding of both sides.
     bound = tf.reshape(mean, [-1]) * (2.0**32 * (1 + 1e-6))
     entries = tf.where(tf.cast(bits, mean.dtype) <= bound)[:, 0]
-    tails = _to_uniform(tf.gather(bits, entries), tf.float64)
-    counting = of_entries(entries)
+
+    def tails_of(entries: tf.Tensor) -> tf.Tensor:
+        return _to_uniform(tf.gather(bits, entries), tf.float64)
+
+    # XLA compiles for a fixed number of entries.
+    small = tf.function(
+        lambda entries: _small_counts(tails_of(entries), of_entries(entries)),
+        jit_compile=(mean.shape.num_elements() or 0) >= COMPILED_FROM,
+        autograph=False,
+    )
+    n_entries = tf.size(entries)
+    padding = -n_entries % ENTRIES_PER_PASS
+    counts, is_larger = tf.map_fn(
+        small,
+        tf.reshape(tf.pad(entries, [[0, padding]]), [-1, ENTRIES_PER_PASS]),
+        fn_output_signature=(mean.dtype, tf.bool),
+    )
+    counts = tf.reshape(counts, [-1])[:n_entries]
+    larger = tf.where(tf.reshape(is_larger, [-1])[:n_entries])[:, 0]
+    of_larger = tf.gather(entries, larger)
+    found = _large_counts(tails_of(of_larger), of_entries(of_larger), survival)
+    counts = tf.tensor_scatter_nd_update(
+        counts, larger[:, tf.newaxis], tf.cast(found, counts.dtype)
+    )
+    drawn = tf.raw_ops.SparseToDense(
+        sparse_indices=entries,
+        output_shape=tf.size(mean, tf.int64)[tf.newaxis],
+        sparse_values=tf.cast(counts, tf.float32),
+        default_value=0.0,
+        validate_indices=False,
+    )
+    return tf.reshape(drawn, tf.shape(mean))
+
+
+def _small_counts(tails: tf.Tensor, counting: _Counting) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return counts, and which of them may be above `STEPS_OF_ALL`."""
+    probability = tf.exp(counting.log_zero)
+    survival = -tf.math.expm1(counting.log_zero)
+    is_tiny = probability < SMALLEST_ZERO
+    counts = tf.zeros_like(tails)
+    for k in range(1, STEPS_OF_ALL + 1):
+        counts += tf.cast(tails < survival, tails.dtype)
+        probability *= (counting.offset + counting.slope * (k - 1)) / k
+        survival -= probability
+    return tf.cast(counts, tf.float32), is_tiny | (tails < survival)
+
+
+def _large_counts(
+    tails: tf.Tensor, counting: _Counting, survival: Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """Return counts of any size."""
     counts, is_beyond = _count_from_zero(tails, counting)
     beyond = tf.where(is_beyond)[:, 0]
     parameters = tuple(tf.gather(values, beyond) for values in counting.parameters)
@@ -373,19 +502,13 @@ def _draw_counts(
         tf.gather(counts, beyond),
         lambda k: survival(k, *parameters),
     )
-    counts = tf.tensor_scatter_nd_update(counts, beyond[:, tf.newaxis], found)
-    drawn = tf.scatter_nd(
-        entries[:, tf.newaxis],
-        tf.cast(counts, tf.float32),
-        tf.size(mean, tf.int64)[tf.newaxis],
-    )
-    return tf.reshape(drawn, tf.shape(mean))
+    return tf.tensor_scatter_nd_update(counts, beyond[:, tf.newaxis], found)
 
 
 def _count_from_zero(
     tails: tf.Tensor, counting: _Counting
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Count up while the tail is below the survival function.
+    """Count up while the tail is below the survival function; no count is 0.
 
     Returns
     -------
@@ -400,12 +523,9 @@ def _count_from_zero(
     probability = tf.exp(counting.log_zero)
     survival = -tf.math.expm1(counting.log_zero)
     is_tiny = probability < SMALLEST_ZERO
-    counts = tf.zeros_like(tails)
-    for k in range(1, STEPS_OF_ALL + 1):
-        counts += tf.cast(tails < survival, tails.dtype)
-        probability *= (counting.offset + counting.slope * (k - 1)) / k
-        survival -= probability
-    counts = tf.where(is_tiny, tf.constant(SMALLEST_SEARCHED, tails.dtype), counts)
+    probability *= counting.offset
+    survival -= probability
+    counts = tf.where(is_tiny, tf.constant(SMALLEST_SEARCHED, tails.dtype), 1.0)
     some = tf.TensorShape([None])
 
     def climb(
@@ -446,7 +566,7 @@ def _count_from_zero(
         lambda k, entries, *_: (k <= STEPS_FROM_ZERO) & (tf.size(entries) > 0),
         climb,
         (
-            tf.constant(STEPS_OF_ALL + 1, tails.dtype),
+            tf.constant(2.0, tails.dtype),
             is_open,
             tf.gather(probability, is_open),
             tf.gather(survival, is_open),
@@ -510,28 +630,13 @@ def _take_entries(values: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.gather(tf.reshape(values, [-1]), entries), tf.float64)
 
 
-def _series(z: tf.Tensor) -> Any:
-    """Return what Stirling's formula lacks of log gamma, to 4e-8 from 4 on."""
-    inverse = 1 / z
+def _series(inverse: tf.Tensor) -> Any:
+    """Return what Stirling's formula lacks of log gamma, to 4e-8 up to 1/4."""
     square = inverse * inverse
     return inverse * (1 / 12 - square * (1 / 360 - square / 1260))
 
 
-def _digamma_series(z: tf.Tensor) -> Any:
-    """Return ``log(z) - digamma(z)``, to 6e-8 from 4 on."""
-    inverse = 1 / z
+def _digamma_series(inverse: tf.Tensor) -> Any:
+    """Return ``log(z) - digamma(z)`` of ``1 / z``, to 6e-8 up to 1/4."""
     square = inverse * inverse
     return inverse * (0.5 + inverse * (1 / 12 - square * (1 / 120 - square / 252)))
-
-
-def _product_ratio(x: tf.Tensor, t: tf.Tensor) -> Any:
-    """Return the product of ``(t + x + i) / ((t + i) (x + 1 + i))`` for i up to 3."""
-    ratio = 1.0
-    for i in range(4):
-        ratio *= (t + x + i) / ((t + i) * (x + (1 + i)))
-    return ratio
-
-
-def _reciprocal_differences(x: tf.Tensor, t: tf.Tensor) -> Any:
-    """Return the sum of ``1 / (t + i) - 1 / (t + x + i)`` for i up to 3."""
-    return x * sum(1 / ((t + i) * (t + x + i)) for i in range(4))

@@ -2,8 +2,10 @@
 
 The original saves two files: the encoder, and the flow, which carries the encoder too.
 Their linear layers are stored ``(n_outputs, n_inputs)``, their projections of the
-condition block by block. A file names neither genes nor categories: genes are taken in
-the order of ours, categories in the order of sorted names unless the file has them.
+condition block by block. Latents of RNA and ATAC lie side by side, there in the order
+of the data and in the encoder of its settings, here in that of their names. A file
+names neither genes nor categories: genes are taken in the order of ours, categories in
+the order of sorted names unless the file has them.
 """
 
 from __future__ import annotations
@@ -110,6 +112,7 @@ def fill(
     parts = model.generation_weights()
     autoencoder = parts[AutoencoderStage.name]["network"]
     _require_none(name, _autoencoder_differences(weights, files, config, manifest))
+    weights = _in_our_order(weights, _modality_order(weights), [*manifest.features])
     filling = _matched(name, weights, _autoencoder_places(autoencoder))
     if by_label:
         theta = autoencoder.log_inverse_dispersion[RNA]
@@ -274,6 +277,10 @@ def _flow_filling(
     known = (FLOW, ENCODER, *(f"{holder}." for holder in TABLES))
     strangers = [name for name in _used(file.weights) if not name.startswith(known)]
     _require_names(file.name, missing=[], extra=strangers)
+    if len(manifest.features) > 1 and not config.autoencoder.joint_latent:
+        named = [_setting([file], "modality_list", place) for place in ("0", "1")]
+        theirs = (RNA, ATAC) if None in named else named
+        weights = _in_our_order(weights, theirs, [*manifest.features])
     filling = _matched(file.name, weights, _velocity_places(network, weights))
     for name, embedding in zip(network.null_codes, network.embeddings, strict=True):
         table = tables[name][_rows(manifest, name, categories)]
@@ -285,6 +292,35 @@ def _flow_filling(
         _require_finite(file.name, {f"the table of {name}": table})
         filling.append((embedding.table, table))
     return filling
+
+
+def _in_our_order(
+    weights: Mapping[str, Array], theirs: Sequence[str], ours: Sequence[str]
+) -> dict[str, Array]:
+    """Return weights for the latents of both modalities side by side in our order.
+
+    Both latents have the same width.
+    """
+    ordered = dict(weights)
+    if [*theirs] == [*ours]:
+        return ordered
+    last = max(_numbers(weights, r"net_out\.(\d+)\."), default=0)
+    for name, axis in (
+        ("encoder_joint.net.0.weight", 1),
+        ("net_in.weight", 1),
+        (f"net_out.{last}.weight", 0),
+        (f"net_out.{last}.bias", 0),
+    ):
+        if name in weights:
+            of = weights[name]
+            ordered[name] = np.roll(of, of.shape[axis] // 2, axis)
+    return ordered
+
+
+def _modality_order(weights: Mapping[str, Array]) -> tuple[str, ...]:
+    """Return the modalities as the original's encoder goes through them."""
+    names = [name.split(".")[1] for name in weights if name.startswith("encoder.")]
+    return tuple(dict.fromkeys(names))
 
 
 def _flow_differences(

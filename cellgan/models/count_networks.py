@@ -26,6 +26,7 @@ from cellgan.layers.likelihoods import (
     CountDistribution,
     NegativeBinomial,
     Poisson,
+    negative_binomial_softmax_loss,
 )
 from cellgan.seeds import derive_seed
 from cellgan.transforms import InputTransform, encoder_input
@@ -531,6 +532,10 @@ def _negative_log_likelihood(
     inverse_dispersion: tf.Tensor | None,
 ) -> tf.Tensor:
     """Return the mean over cells of minus the log-likelihood."""
+    if likelihood == "negative_binomial":
+        return negative_binomial_softmax_loss(
+            counts, logits, library_size, inverse_dispersion
+        )
     distribution = _distribution(likelihood, logits, library_size, inverse_dispersion)
     log_prob = cast(CountDistribution, distribution).log_prob(counts)
     return -tf.reduce_mean(tf.reduce_sum(log_prob, axis=1))

@@ -241,8 +241,9 @@ class LatentFlow(GenerativeModel):
     make_stages
         Called when the stages are first asked for.
     jit
-        Compile solvers with fixed steps by XLA. It pays on a CPU too, where it halves
-        their time for a second of compiling, unlike for the large networks of training.
+        Compile solvers, or the velocity they follow, by XLA. It pays on a CPU too,
+        where it halves their time for a second of compiling, unlike for the large
+        networks of training.
     """
 
     def __init__(

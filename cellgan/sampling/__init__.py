@@ -12,7 +12,6 @@ from cellgan.sampling.flow import Solution, checked_solver, solve
 from cellgan.sampling.guidance import (
     Branch,
     branch_codes,
-    distinct_conditions,
     drop_covariates,
     drop_each_covariate,
     guidance_branches,
@@ -48,7 +47,6 @@ __all__ = [
     "checked_solver",
     "conditional_path",
     "cosine_betas",
-    "distinct_conditions",
     "draw_times",
     "drop_covariates",
     "drop_each_covariate",

@@ -165,43 +165,6 @@ def branch_codes(
     }
 
 
-def distinct_conditions(
-    branches: Sequence[Branch],
-    codes: Mapping[str, np.ndarray],
-    null_codes: Mapping[str, int],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the different combinations of codes in all branches, each once.
-
-    Cells of one category share a condition as long as no library size is part of it.
-
-    Parameters
-    ----------
-    branches
-        Of `guidance_branches`.
-    codes
-        Codes of all cells, ``(n_cells,)`` per covariate, of at least one covariate.
-    null_codes
-        Null code of each covariate.
-
-    Returns
-    -------
-    The codes of each combination, ``(n_rows,)`` per covariate, and the row of each cell
-    in each branch, ``(n_branches, n_cells)`` int32.
-    """
-    combinations = np.stack(
-        [
-            np.where(name == branch.covariate, codes[name], null_codes[name])
-            for branch in branches
-            for name in codes
-        ]
-    )
-    combinations = combinations.reshape(len(branches), len(codes), -1)
-    by_cell = np.moveaxis(combinations, 1, 2).reshape(-1, len(codes))
-    distinct, rows = np.unique(by_cell, axis=0, return_inverse=True)
-    of_rows = dict(zip(codes, distinct.T.astype(np.int32), strict=True))
-    return of_rows, rows.reshape(len(branches), -1).astype(np.int32)
-
-
 def guided_prediction(
     predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     latent: tf.Tensor,

@@ -284,3 +284,15 @@ def test_figure_is_not_left_half_written_when_saving_fails(tmp_path):
         plots.save(Figure(), path.with_suffix(".docx"))
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_bytes() == b"earlier"
+
+
+def test_legend_of_a_correction_is_in_natural_order(tmp_path, drawn):
+    points = np.zeros((3, 2))
+    batches = np.array(["lane 10", "lane 2", "lane 1"])
+    labels = np.array(["T", "B", "T"])
+    plots.integration_figure(
+        tmp_path / "map.png", (points, points), batches, labels, "lane"
+    )
+    legends = [axes.get_legend() for axes in drawn[0].axes]
+    texts = [[t.get_text() for t in legend.get_texts()] for legend in legends if legend]
+    assert texts == [["lane 1", "lane 2", "lane 10"], ["B", "T"]]

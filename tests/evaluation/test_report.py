@@ -12,7 +12,7 @@ import pytest
 
 from cellgan.cli import main
 from cellgan.errors import ConfigError, DataError
-from cellgan.evaluation import cell_pictures, classifiers, published, suite
+from cellgan.evaluation import cell_pictures, classifiers, published, report, suite
 from cellgan.evaluation.document import read_report
 from cellgan.evaluation.report import (
     evaluate,
@@ -239,6 +239,35 @@ def test_refused_cells_leave_the_earlier_report(tmp_path):
         evaluate(experiment)
     assert report.read_text() == "earlier"
     assert not experiment.model_card_file.exists()
+
+
+def test_failed_evaluation_leaves_no_report_on_other_cells(tmp_path, monkeypatch):
+    experiment = experiment_in(tmp_path / "pbmc", cells(600, 700))
+    folder = experiment.evaluation_folder
+    folder.mkdir()
+    for name in ("report.json", "report.html", "metrics.csv", "notes.txt"):
+        (folder / name).write_text("earlier")
+    experiment.model_card_file.write_text("earlier")
+
+    def fail(*_arguments, **_options):
+        raise MemoryError
+
+    monkeypatch.setattr(report, "_judge", fail)
+    with pytest.raises(MemoryError):
+        evaluate(experiment)
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+    assert not experiment.model_card_file.exists()
+
+
+def test_labels_have_the_floor_of_genes_independent_within_them(perfect):
+    _, document = perfect
+    for name in ("wasserstein_2", "mmd_squared"):
+        rows = [row for row in entry_of(document)["metrics"] if row["name"] == name]
+        labels = {row["label"] for row in rows} - {None}
+        assert labels == set(entry_of(document)["labels"])
+        for row in rows:
+            assert row["floors"]["independent"] is not None
+            assert row["ceiling"] is not None
 
 
 def test_damaged_report_is_refused_with_advice(tmp_path):

@@ -16,6 +16,7 @@ from cellgan.layers.likelihoods import (
     Poisson,
     bernoulli_log_prob,
     negative_binomial_log_prob,
+    negative_binomial_softmax_loss,
     poisson_log_prob,
     sample_bernoulli,
     sample_negative_binomial,
@@ -147,6 +148,47 @@ def test_gradient_of_a_genes_dispersion_is_the_sum_over_cells():
         total = totals[0] + totals[1]
     of_gene, of_entry = tape.gradient(total, [by_gene, by_entry])
     np.testing.assert_allclose(of_gene, np.sum(of_entry, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("rows", [(), (6,)])
+def test_loss_of_softmax_means_is_that_of_the_log_probabilities(jit, rows):
+    rng = np.random.default_rng(3)
+    mean = rng.lognormal(0, 3, (6, 9))
+    counts = tf.constant(np.float32(rng.poisson(mean)))
+    logits = tf.constant(np.float32(rng.normal(0, 3, (6, 9))))
+    sizes = tf.reduce_sum(counts, axis=1)
+    theta = tf.constant(np.float32(rng.lognormal(0, 3, (*rows, 9))))
+
+    def by_entry(counts, logits, sizes, theta):
+        mean = tf.nn.softmax(logits) * sizes[:, None]
+        log_prob = negative_binomial_log_prob(counts, mean, theta)
+        return -tf.reduce_mean(tf.reduce_sum(log_prob, axis=1))
+
+    def of(loss):
+        with tf.GradientTape() as tape:
+            tape.watch([logits, theta])
+            value = 3 * tf.function(loss, jit_compile=jit)(counts, logits, sizes, theta)
+        return [value, *tape.gradient(value, [logits, theta])]
+
+    for found, expected in zip(
+        of(negative_binomial_softmax_loss), of(by_entry), strict=True
+    ):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("inverse_dispersion", [1e-20, 1e-3, 1.0, 1e6, 1e20])
+@pytest.mark.parametrize("count", [1.0, 1e4, 1e9])
+def test_likelihood_of_any_count_and_dispersion_is_finite(count, inverse_dispersion):
+    counts, mean = one_row(count, [1e-8, 1.0, 1e9])
+    theta = tf.fill((3,), np.float32(inverse_dispersion))
+    with tf.GradientTape() as tape:
+        tape.watch([mean, theta])
+        value = negative_binomial_log_prob(counts, mean, theta)
+    by_mean, by_theta = tape.gradient(value, [mean, theta])
+    for found in (value, by_mean, theta * by_theta):
+        assert np.isfinite(found).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -286,6 +328,16 @@ def test_counts_do_not_depend_on_how_many_are_tried_in_a_pass(monkeypatch):
     together = sample_poisson(mean, SEED)
     monkeypatch.setattr(likelihoods, "VALUES_PER_PASS", 1)
     np.testing.assert_array_equal(sample_poisson(mean, SEED), together)
+
+
+@pytest.mark.parametrize("per_pass", [16, 512])
+def test_small_counts_compiled_by_xla_are_those_that_are_not(monkeypatch, per_pass):
+    mean = tf.constant(np.float32(np.geomspace(1e-6, 1e3, 500)).reshape(5, 100))
+    theta = tf.constant(np.float32(np.geomspace(1e-3, 1e6, 100)))
+    plain = sample_negative_binomial(mean, theta, SEED)
+    monkeypatch.setattr(likelihoods, "COMPILED_FROM", 1)
+    monkeypatch.setattr(likelihoods, "ENTRIES_PER_PASS", per_pass)
+    np.testing.assert_array_equal(sample_negative_binomial(mean, theta, SEED), plain)
 
 
 def test_poisson_draws_have_mean_variance_and_zeros():

@@ -64,7 +64,7 @@ def make_model(
             "autoencoder": {
                 "n_latent": N_LATENT,
                 "rna_layers": [8],
-                "atac_layers": [10],
+                **({"atac_layers": [10]} if atac else {}),
                 **(autoencoder or {}),
             },
             "flow": {

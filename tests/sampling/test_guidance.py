@@ -7,7 +7,6 @@ import tensorflow as tf
 from cellgan.sampling.guidance import (
     Branch,
     branch_codes,
-    distinct_conditions,
     drop_covariates,
     drop_each_covariate,
     guidance_branches,
@@ -55,18 +54,6 @@ def test_codes_of_a_branch_are_null_but_for_its_covariate():
     np.testing.assert_array_equal(found["site"], CODES["site"])
     unconditional = branch_codes(Branch(None, 1.0), CODES, NULL)
     np.testing.assert_array_equal(unconditional["site"], [2, 2, 2, 2])
-
-
-def test_distinct_conditions_rebuild_the_codes_of_every_branch():
-    branches = guidance_branches({"cell_type": 1.0, "site": 2.5}, CODES, NULL)
-    of_rows, rows = distinct_conditions(branches, CODES, NULL)
-    # none; cell types 0, 1, 3; sites 0, 1
-    assert len(of_rows["site"]) == 6
-    assert rows.shape == (3, 4)
-    for branch, of_branch in zip(branches, rows, strict=True):
-        expected = branch_codes(branch, CODES, NULL)
-        for name in CODES:
-            np.testing.assert_array_equal(of_rows[name][of_branch], expected[name])
 
 
 def test_guided_prediction_is_the_formula_in_one_call():
