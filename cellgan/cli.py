@@ -482,7 +482,7 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar=("FAMILY", "CKPT"),
         help="in place of --train: take weights that the original program has trained "
-        "(cfgen)",
+        "(cfgen or cfdiffusion)",
     )
     add(
         "--augment",

@@ -36,7 +36,9 @@ LEAK = 3
 """Exit code of ``--fail-on-leak`` when training cells were copied."""
 PREPARED_CELLS = 1024
 """Cells that a stage prepares at a time."""
-IMPORTED: Mapping[str, str] = types.MappingProxyType({"cfgen": "CFGen"})
+IMPORTED: Mapping[str, str] = types.MappingProxyType(
+    {"cfgen": "CFGen", "cfdiffusion": "cfDiffusion"}
+)
 """Families whose original weights can be read -> ``model.type``."""
 LEADERBOARD = "leaderboard"
 """Folder, beside the experiments, of the report on all of them."""
@@ -214,7 +216,7 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
     ConfigError
         If the experiment is of another family, or is trained already.
     CheckpointError
-        As `cellgan.weight_import.import_cfgen`.
+        As `cellgan.weight_import.import_weights`.
     """
     if family not in IMPORTED:
         msg = (
@@ -241,7 +243,7 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
     load_tensorflow()
     from cellgan import weight_import  # noqa: PLC0415
 
-    weight_import.import_cfgen(experiment, files)
+    weight_import.import_weights(experiment, family, files)
 
 
 def _generation_settings(

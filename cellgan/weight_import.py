@@ -1,6 +1,6 @@
 """Weights that another program has trained, as the checkpoints of an experiment.
 
-A PyTorch Lightning checkpoint is a zip of tensors and one pickle. The pickle is read
+A checkpoint of PyTorch is a zip of tensors and one pickle. The pickle is read
 without trust: tensors, arrays and plain containers are rebuilt, every other class or
 function is replaced by a `Placeholder`, which keeps what it is given and does nothing.
 """
@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,8 @@ import numpy.typing as npt
 from cellgan.checkpoints import StageCheckpoint
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.experiment import Experiment, write_json
-from cellgan.models import build_model, cfgen_weights
-from cellgan.models.latent_flow import LatentFlow
+from cellgan.models import build_model, cfdiffusion_weights, cfgen_weights
+from cellgan.models.torch_weights import Filled, SavedModel
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,13 @@ DAMAGED = (
     *(ImportError, MemoryError, zipfile.BadZipFile),
 )
 """What unpickling raises for files that are damaged, or made to mislead."""
+
+
+FILLS: Mapping[str, Callable[..., Filled]] = {
+    "cfgen": cfgen_weights.fill,
+    "cfdiffusion": cfdiffusion_weights.fill,
+}
+"""What gives a model the weights of files, by family."""
 
 
 class Placeholder:
@@ -80,8 +87,8 @@ class Placeholder:
     add = append
 
 
-class LightningCheckpoint(NamedTuple):
-    """What a checkpoint of PyTorch Lightning holds."""
+class TorchCheckpoint(NamedTuple):
+    """What a checkpoint holds."""
 
     weights: Mapping[str, npt.NDArray[Any]]
     settings: Mapping[tuple[str, ...], Any]
@@ -90,11 +97,16 @@ class LightningCheckpoint(NamedTuple):
     """Classes and functions that the file names and that were not looked up."""
 
 
-def import_cfgen(experiment: Experiment, files: Sequence[Path]) -> None:
-    """Give a processed experiment the weights of the original CFGen.
+def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -> None:
+    """Give a processed experiment the weights of an original.
 
     The stages that the files fill have a checkpoint of their last step then; the
     optimizers are fresh. Nothing is written unless all weights fit.
+
+    Parameters
+    ----------
+    family
+        A key of `FILLS`.
 
     Raises
     ------
@@ -107,14 +119,14 @@ def import_cfgen(experiment: Experiment, files: Sequence[Path]) -> None:
     saved = []
     for file in files:
         found = read_checkpoint(file)
-        saved.append(cfgen_weights.SavedModel(str(file), found.weights, found.settings))
-    model = cast(LatentFlow, build_model(experiment.parameters, manifest))
-    filled = cfgen_weights.fill(model, saved, experiment.parameters, manifest)
+        saved.append(SavedModel(str(file), found.weights, found.settings))
+    model = build_model(experiment.parameters, manifest)
+    filled = FILLS[family](model, saved, experiment.parameters, manifest)
     for note in filled.notes:
         log.info("%s: %s", experiment.name, note)
     log.info(
         "%s: genes and peaks are taken in the order of this experiment, and inputs as "
-        "transformed by model.autoencoder.input_transform: the files do not name them",
+        "it transforms them: the files do not name them",
         experiment.name,
     )
     steps = {
@@ -124,7 +136,7 @@ def import_cfgen(experiment: Experiment, files: Sequence[Path]) -> None:
     write_json(
         experiment.imported_file,
         {
-            "family": "cfgen",
+            "family": family,
             "files": [{"path": str(f), "sha256": sha256(f)} for f in files],
             "steps": steps,
             "categories": {name: list(of) for name, of in filled.categories.items()},
@@ -149,11 +161,11 @@ def import_cfgen(experiment: Experiment, files: Sequence[Path]) -> None:
         experiment.job_folder,
     )
     if len(steps) < len(model.stages()):
-        log.info("%s: --train trains the flow in its latents", experiment.name)
+        log.info("%s: --train trains the other stages", experiment.name)
 
 
-def read_checkpoint(path: Path) -> LightningCheckpoint:
-    """Read a checkpoint of PyTorch Lightning; nothing that it holds is run.
+def read_checkpoint(path: Path) -> TorchCheckpoint:
+    """Read weights by name, alone or with what Lightning keeps; nothing is run.
 
     Raises
     ------
@@ -188,12 +200,19 @@ def read_checkpoint(path: Path) -> LightningCheckpoint:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         msg = f"{path}: not a checkpoint of PyTorch, or damaged: {first}"
         raise CheckpointError(msg) from error
-    weights = content.get(WEIGHTS) if isinstance(content, dict) else None
+    settings = None
+    weights = content if isinstance(content, dict) else {}
+    is_alone = any(isinstance(of, torch.Tensor) for of in weights.values())
+    if not is_alone:  # of PyTorch Lightning, which keeps more beside them
+        weights, settings = weights.get(WEIGHTS), weights.get(SETTINGS)
     if not isinstance(weights, dict):
-        msg = f'{path}: no checkpoint of PyTorch Lightning: it has no "{WEIGHTS}".'
+        msg = (
+            f"{path}: no weights of PyTorch: neither tensors by name, nor a checkpoint "
+            f'of PyTorch Lightning, which has them under "{WEIGHTS}".'
+        )
         raise CheckpointError(msg)
-    leaves = _leaves(content.get(SETTINGS), (), set())
-    return LightningCheckpoint(
+    leaves = _leaves(settings, (), set())
+    return TorchCheckpoint(
         {
             str(name): _as_array(of)
             for name, of in weights.items()

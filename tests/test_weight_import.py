@@ -561,8 +561,8 @@ def script(path: Path) -> None:
         archive.writestr("archive/data.pkl", b"")
 
 
-def weights_alone(path: Path) -> None:
-    torch.save({"theta": torch.ones(3)}, path)
+def no_tensors(path: Path) -> None:
+    torch.save({"theta": 3.0}, path)
 
 
 NO_CHECKPOINTS = {
@@ -571,7 +571,7 @@ NO_CHECKPOINTS = {
     truncated: r"x\.ckpt: not a checkpoint of PyTorch",
     other_archive: r"x\.ckpt: not a checkpoint of PyTorch",
     script: r"x\.ckpt: not a checkpoint of PyTorch.*TorchScript",
-    weights_alone: r'x\.ckpt: no checkpoint of PyTorch Lightning.*"state_dict"',
+    no_tensors: r'x\.ckpt: no weights of PyTorch.*"state_dict"',
 }
 
 
@@ -584,6 +584,13 @@ def test_file_that_is_no_checkpoint_is_one_clear_line(
     with pytest.raises(CheckpointError, match=message) as error:
         read_checkpoint(tmp_path / "x.ckpt")
     assert "\n" not in str(error.value)
+
+
+def test_weights_alone_are_read(tmp_path: Path) -> None:
+    torch.save(OrderedDict(theta=torch.ones(3)), tmp_path / "x.pt")
+    found = read_checkpoint(tmp_path / "x.pt")
+    assert list(found.weights) == ["theta"]
+    assert not found.settings
 
 
 def test_missing_pytorch_is_told_with_what_to_install(

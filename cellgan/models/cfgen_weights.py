@@ -10,14 +10,12 @@ the order of sorted names unless the file has them.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from cellgan.config import ExperimentParameters
 from cellgan.errors import CheckpointError
@@ -27,54 +25,28 @@ from cellgan.model_configs import CfgenConfig
 from cellgan.models.autoencoder import AutoencoderStage
 from cellgan.models.count_networks import CountAutoencoder, Mlp
 from cellgan.models.latent_flow import FlowStage, LatentFlow, log_ranges
+from cellgan.models.torch_weights import (
+    Array,
+    Differences,
+    Filled,
+    Place,
+    SavedModel,
+    below,
+    linear_places,
+    matched,
+    norm_places,
+    require_finite,
+    require_names,
+    require_none,
+    some,
+    used,
+)
 from cellgan.models.velocity_net import VelocityNet
 
-Array = npt.NDArray[Any]
 FLOW, ENCODER = "denoising_model.", "encoder_model."
-UNUSED = re.compile(r"(.*\.)?num_batches_tracked|node\..*")
-"""Counters, and the copy of the network that the original's solver keeps."""
 STATISTICS = ("running_mean", "running_var")
 TABLES = ("feature_embeddings", "embeddings")
 """Where the tables of covariates are, in the pickled settings or the weights."""
-
-
-class SavedModel(NamedTuple):
-    """What a file of the original holds."""
-
-    name: str
-    """Of the file, for messages."""
-    weights: Mapping[str, Array]
-    settings: Mapping[tuple[str, ...], Any]
-    """Everything else, by where it was found."""
-
-
-class Filled(NamedTuple):
-    """What has been taken from the files."""
-
-    stages: tuple[str, ...]
-    categories: Mapping[str, tuple[str, ...]]
-    """Covariate -> its categories in the order of the file."""
-    notes: tuple[str, ...]
-    """What was assumed, for the user to check."""
-
-
-class _Place(NamedTuple):
-    """One of our variables, and the weights that it consists of."""
-
-    names: tuple[str, ...]
-    """Joined along their first axis."""
-    variable: keras.Variable
-
-    @property
-    def shape_of_each(self) -> tuple[int, ...]:
-        """The shape that each of the weights must have."""
-        shape = tuple(self.variable.shape)
-        n_rows, *rest = shape[::-1] if self.variable.name == "kernel" else shape
-        return (n_rows // len(self.names), *rest)
-
-    def value(self, weights: Mapping[str, Array]) -> Array:
-        joined = np.concatenate([weights[name] for name in self.names])
-        return joined.T if self.variable.name == "kernel" else joined
 
 
 def fill(
@@ -111,9 +83,9 @@ def fill(
     name, weights, notes = _encoder_of(of_flow, of_encoder)
     parts = model.generation_weights()
     autoencoder = parts[AutoencoderStage.name]["network"]
-    _require_none(name, _autoencoder_differences(weights, files, config, manifest))
+    require_none(name, _autoencoder_differences(weights, files, config, manifest))
     weights = _in_our_order(weights, _modality_order(weights), [*manifest.features])
-    filling = _matched(name, weights, _autoencoder_places(autoencoder))
+    filling = matched(name, weights, _autoencoder_places(autoencoder))
     if by_label:
         theta = autoencoder.log_inverse_dispersion[RNA]
         filling = [
@@ -145,7 +117,7 @@ def _sorted_out(
         else:
             msg = (
                 f"{file.name}: neither an encoder nor a flow of the original CFGen: "
-                f"it holds {_some(file.weights) or 'no weights'}."
+                f"it holds {some(file.weights) or 'no weights'}."
             )
             raise CheckpointError(msg)
     for kind, found in (("flow", flows), ("encoder", encoders)):
@@ -163,16 +135,16 @@ def _encoder_of(
     Old versions of Lightning let the running statistics of the frozen encoder move
     while the flow was trained; its other weights are the same in both files.
     """
-    inside = _below(ENCODER, flow.weights) if flow is not None else {}
+    inside = below(ENCODER, flow.weights) if flow is not None else {}
     if encoder is None and flow is not None and not inside:
         msg = f"{flow.name}: a flow without its encoder: give the encoder's file."
         raise CheckpointError(msg)
     if encoder is not None and (flow is None or not inside):
-        return encoder.name, _used(encoder.weights), []
+        return encoder.name, used(encoder.weights), []
     flow = cast(SavedModel, flow)
     if encoder is None:
         return flow.name, inside, []
-    alone = _used(encoder.weights)
+    alone = used(encoder.weights)
     differing = [
         name
         for name in sorted(alone.keys() & inside.keys())
@@ -200,7 +172,7 @@ def _autoencoder_differences(
     manifest: DatasetManifest,
 ) -> list[str]:
     """Return what differs in size or kind, by the parameter that sets it."""
-    ours, found = config.autoencoder, _Differences()
+    ours, found = config.autoencoder, Differences()
     there = {name.split(".")[1] for name in weights if name.startswith("encoder.")}
     found.add(
         "modalities (input_ds.atac)",
@@ -253,7 +225,7 @@ def _flow_filling(
     categories: Mapping[str, tuple[str, ...]],
 ) -> list[tuple[keras.Variable, Array]]:
     """Return our variables of the flow with their values."""
-    weights, tables = _below(FLOW, file.weights), _tables(file)
+    weights, tables = below(FLOW, file.weights), _tables(file)
     if _setting([file], "guided_conditioning") is False:
         msg = (
             f"{file.name}: trained with guided_conditioning false: it knows no "
@@ -273,23 +245,23 @@ def _flow_filling(
         n_rows = len(tables[name])
         n_ours = network.null_codes[name]
         found.add(f"categories of {name}", there=n_rows, here=n_ours)
-    _require_none(file.name, found.lines)
+    require_none(file.name, found.lines)
     known = (FLOW, ENCODER, *(f"{holder}." for holder in TABLES))
-    strangers = [name for name in _used(file.weights) if not name.startswith(known)]
-    _require_names(file.name, missing=[], extra=strangers)
+    strangers = [name for name in used(file.weights) if not name.startswith(known)]
+    require_names(file.name, missing=[], extra=strangers)
     if len(manifest.features) > 1 and not config.autoencoder.joint_latent:
         named = [_setting([file], "modality_list", place) for place in ("0", "1")]
         theirs = (RNA, ATAC) if None in named else named
         weights = _in_our_order(weights, theirs, [*manifest.features])
-    filling = _matched(file.name, weights, _velocity_places(network, weights))
+    filling = matched(file.name, weights, _velocity_places(network, weights))
     for name, embedding in zip(network.null_codes, network.embeddings, strict=True):
         table = tables[name][_rows(manifest, name, categories)]
         if table.shape != tuple(embedding.table.shape):
-            _require_none(
+            require_none(
                 file.name,
                 [f"table of {name}: {table.shape} there, {embedding.table.shape} here"],
             )
-        _require_finite(file.name, {f"the table of {name}": table})
+        require_finite(file.name, {f"the table of {name}": table})
         filling.append((embedding.table, table))
     return filling
 
@@ -328,8 +300,8 @@ def _flow_differences(
     file: SavedModel,
     config: CfgenConfig,
     manifest: DatasetManifest,
-) -> _Differences:
-    ours, found = config.flow, _Differences()
+) -> Differences:
+    ours, found = config.flow, Differences()
     found.add("model.flow.width", there=_n_rows(weights, "net_in."), here=ours.width)
     n_embedding = _n_rows(weights, "time_embedder.")
     found.add(
@@ -384,7 +356,7 @@ def _are_close(
     return all(np.allclose(there[name], here[name], rtol=0, atol=1e-6) for name in here)
 
 
-def _autoencoder_places(network: CountAutoencoder) -> list[_Place]:
+def _autoencoder_places(network: CountAutoencoder) -> list[Place]:
     places = [
         place
         for modality in network.modalities
@@ -397,23 +369,23 @@ def _autoencoder_places(network: CountAutoencoder) -> list[_Place]:
     if network.joint is not None:
         places += _mlp_places("encoder_joint.net", network.joint)
     places += [
-        _Place(("theta",), table) for table in network.log_inverse_dispersion.values()
+        Place(("theta",), table) for table in network.log_inverse_dispersion.values()
     ]
     return places
 
 
-def _mlp_places(prefix: str, network: Mlp) -> Iterator[_Place]:
+def _mlp_places(prefix: str, network: Mlp) -> Iterator[Place]:
     *hidden, last = [f"{prefix}.{index}" for index in range(len(network.linears))]
     for name, layer in zip([f"{h}.0" for h in hidden], network.linears, strict=False):
-        yield from _linear_places((name,), layer)
-    yield from _linear_places((last,), network.linears[-1])
+        yield from linear_places((name,), layer)
+    yield from linear_places((last,), network.linears[-1])
     for name, layer in zip(hidden, network.norms, strict=True):
-        yield from _norm_places(f"{name}.1", layer)
+        yield from norm_places(f"{name}.1", layer)
 
 
 def _velocity_places(
     network: VelocityNet, weights: Mapping[str, Array]
-) -> Iterator[_Place]:
+) -> Iterator[Place]:
     # Norm, activation and dropout are counted in the numbers of layers.
     first = 2 if network.norms else 1
     second = max([first, *_numbers(weights, r"blocks\.\d+\.net2\.(\d+)\.")])
@@ -432,46 +404,10 @@ def _velocity_places(
         linears[(f"blocks.{i}.net1.{first}",)] = network.first_layers[i]
         linears[(f"blocks.{i}.net2.{second}",)] = network.second_layers[i]
     for names, layer in linears.items():
-        yield from _linear_places(names, layer)
+        yield from linear_places(names, layer)
     nets = [f"blocks.{i}.{net}" for i in range(n_blocks) for net in ("net1", "net2")]
     for name, norm in zip([*nets, "net_out"], network.norms, strict=False):
-        yield from _norm_places(f"{name}.0", norm)
-
-
-def _linear_places(names: tuple[str, ...], layer: Any) -> Iterator[_Place]:
-    yield _Place(tuple(f"{name}.weight" for name in names), layer.kernel)
-    yield _Place(tuple(f"{name}.bias" for name in names), layer.bias)
-
-
-def _norm_places(name: str, layer: Any) -> Iterator[_Place]:
-    yield _Place((f"{name}.weight",), layer.scale)
-    yield _Place((f"{name}.bias",), layer.offset)
-    if hasattr(layer, "moving_mean"):
-        yield _Place((f"{name}.running_mean",), layer.moving_mean)
-        yield _Place((f"{name}.running_var",), layer.moving_variance)
-
-
-def _matched(
-    where: str, weights: Mapping[str, Array], places: Iterable[_Place]
-) -> list[tuple[keras.Variable, Array]]:
-    """Return our variables with their values; nothing may be left on either side."""
-    places = list(places)
-    wanted = {name: place for place in places for name in place.names}
-    _require_names(
-        where,
-        missing=[name for name in wanted if name not in weights],
-        extra=[name for name in weights if name not in wanted],
-    )
-    _require_none(
-        where,
-        [
-            f"{name}: {weights[name].shape} there, {place.shape_of_each} here"
-            for name, place in wanted.items()
-            if weights[name].shape != place.shape_of_each
-        ],
-    )
-    _require_finite(where, weights)
-    return [(place.variable, place.value(weights)) for place in places]
+        yield from norm_places(f"{name}.0", norm)
 
 
 def _tables(file: SavedModel) -> dict[str, Array]:
@@ -548,18 +484,6 @@ def _setting(files: Sequence[SavedModel], *names: str) -> Any:
     return None
 
 
-def _used(weights: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: of for name, of in weights.items() if not UNUSED.fullmatch(name)}
-
-
-def _below(prefix: str, weights: Mapping[str, Array]) -> dict[str, Array]:
-    return {
-        name.removeprefix(prefix): of
-        for name, of in _used(weights).items()
-        if name.startswith(prefix)
-    }
-
-
 def _numbers(weights: Mapping[str, Array], pattern: str) -> list[int]:
     """Return the distinct numbers in names that begin like a pattern, in order."""
     matches = (re.match(pattern, name) for name in weights)
@@ -581,49 +505,3 @@ def _normalization(weights: Mapping[str, Array]) -> str:
     if "net_out.0.running_mean" in weights:
         return "batchnorm"
     return "layernorm" if any(n.startswith("net_out.0.") for n in weights) else "none"
-
-
-class _Differences:
-    """Collects what is one thing in the file and another in the experiment."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, key: str, *, there: Any, here: Any) -> None:
-        there, here = (json.loads(json.dumps(value)) for value in (there, here))
-        if there != here:
-            said = f"{key}: {json.dumps(there)} there, {json.dumps(here)} here"
-            self.lines += [said] if said not in self.lines else []
-
-
-def _require_none(where: str, differences: Sequence[str]) -> None:
-    if differences:
-        msg = (
-            f"{where}: of another model than this experiment's: "
-            f"{'; '.join(differences[:8])}"
-            f"{f' and {len(differences) - 8} more' if len(differences) > 8 else ''}.\n"
-            "    Give the experiment the values of the file."
-        )
-        raise CheckpointError(msg)
-
-
-def _require_names(where: str, *, missing: list[str], extra: list[str]) -> None:
-    if missing or extra:
-        found = [f"it lacks {_some(missing)}"] if missing else []
-        found += [f"{_some(extra)} has no place here"] if extra else []
-        msg = f"{where}: of another model than this experiment's: {'; '.join(found)}."
-        raise CheckpointError(msg)
-
-
-def _require_finite(where: str, weights: Mapping[str, Array]) -> None:
-    for name, of in weights.items():
-        if not np.isfinite(of).all():
-            msg = f"{where}: {name} is not finite: the training it comes from failed."
-            raise CheckpointError(msg)
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first few of some names."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
