@@ -200,8 +200,8 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         msg = f"{path}: not a checkpoint of PyTorch, or damaged: {first}"
         raise CheckpointError(msg) from error
-    settings = None
-    weights = content if isinstance(content, dict) else {}
+    settings: Any = None
+    weights: Any = content if isinstance(content, dict) else {}
     is_alone = any(isinstance(of, torch.Tensor) for of in weights.values())
     if not is_alone:  # of PyTorch Lightning, which keeps more beside them
         weights, settings = weights.get(WEIGHTS), weights.get(SETTINGS)
