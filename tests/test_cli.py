@@ -392,6 +392,7 @@ def test_bug_keeps_its_traceback(
         run("--param", parameter_file, "--experiment", "one", "--train")
 
 
+@pytest.mark.slow
 def test_several_experiments_run_in_processes_of_their_own(
     parameter_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

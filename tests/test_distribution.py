@@ -195,6 +195,7 @@ def test_batches_start_at_the_position():
     assert late.features["rna"].shape[0] == BATCH_SIZE
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_machine_equal_one_device(tmp_path):
     expected = single_device_variables(tmp_path / "one")
     folder = tmp_path / "two"

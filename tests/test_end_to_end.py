@@ -282,6 +282,7 @@ def test_action_before_processing_says_what_to_run(
     assert "Run --process first" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_estimate_tells_every_stage_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,6 +116,7 @@ def keep_checkpoints(folder, *kept):
         shutil.copytree(folder / "whole/job" / path, folder / "cut/job" / path)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_after_sigkill(tmp_path):
     folder = tmp_path / "killed"
     plan = json.dumps(dataclasses.asdict(SCHEDULE))

@@ -108,6 +108,7 @@ def lines_until_url(process):
             return
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_run_of_an_experiments_folder(tensorboard):
     runs = json.loads(tensorboard("data/runs"))
     assert set(runs) == {"pbmc/job/gan/logs", "brain/job/gan/logs"}

@@ -167,6 +167,7 @@ def test_validation_follows_every_step_at_its_frequency(tmp_path):
     assert seen == [6, 12, 14]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "expected"), [((), [12, 14]), ((6,), [6, 12, 14]), ((5, 8), [12, 14])]
 )
@@ -217,6 +218,7 @@ def test_progress_is_one_line_with_rate_and_losses(tmp_path, caplog):
     assert re.fullmatch(pattern, lines[0])
 
 
+@pytest.mark.slow
 def test_the_seed_of_a_step_differs_from_that_of_every_other():
     root = derive_seed(0, "linear")
     steps = tf.range(500, dtype=tf.int64)

@@ -241,6 +241,7 @@ def test_latents_are_not_standardized(imported: Experiment) -> None:
     np.testing.assert_array_equal(scale.deviation, 1)
 
 
+@pytest.mark.slow
 def test_stages_are_finished_and_cells_are_made(
     imported: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -145,6 +145,7 @@ def test_normalised_cells_leave_library_sizes_unjudged(perfect):
     assert "library sizes are not judged" in entry_of(document)["scale"]
 
 
+@pytest.mark.slow
 def test_copies_of_training_cells_are_a_leak(copied):
     experiment, document = copied
     assert leaking(document) == [experiment.name]
@@ -170,6 +171,7 @@ def test_one_report_makes_no_leaderboard(perfect, tmp_path):
     assert not (tmp_path / "all").exists()
 
 
+@pytest.mark.slow
 def test_files_of_others_are_judged_side_by_side(tmp_path):
     real, good, bad = (tmp_path / f"{name}.h5ad" for name in ("real", "good", "bad"))
     processed_cells(cells(0, 600), n_test=200, n_valid=0).write_h5ad(real)
@@ -184,6 +186,7 @@ def test_files_of_others_are_judged_side_by_side(tmp_path):
     assert {file.name for file in (tmp_path / "evaluation").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_unknown_training_cells_leave_memorisation_open(tmp_path, caplog):
     caplog.set_level("INFO")
     real = tmp_path / "real.h5ad"
@@ -219,6 +222,7 @@ def test_files_of_one_name_are_told_by_their_folders(tmp_path):
         evaluate_files(tmp_path / "r", [tmp_path / "a", tmp_path / "a"], tmp_path)
 
 
+@pytest.mark.slow
 def test_cells_without_labels_are_compared(tmp_path):
     experiment = write_experiment(
         tmp_path / "pbmc", cells(0, 300), n_test=100, model="scGAN"

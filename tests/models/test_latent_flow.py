@@ -387,6 +387,7 @@ def test_two_modalities_are_made_of_one_latent(joint, binary):
         np.testing.assert_allclose(mean.sum(axis=1), SIZES / 10, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_modalities_train_and_prepare():
     both = make_model(atac=True, autoencoder={"joint_latent": False})
     first, second = stages_of(both)
@@ -520,6 +521,7 @@ def test_loss_is_the_squared_velocity_of_a_network_that_stands_still():
     assert float(found) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     training = {"learning_rate": {"alpha_0": 1e-2}, "clip_norm": 100.0}
     _, stage = stages_of(make_model(training=training))

@@ -250,6 +250,7 @@ def test_fixed_step_end_points_equal_the_reference(reference, solver, n_steps, j
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_adaptive_end_point_is_near_that_of_the_reference(reference):
     tolerance = reference.config["cases"]["ode"]["rtol"]
     end = integrate(
@@ -261,6 +262,7 @@ def test_adaptive_end_point_is_near_that_of_the_reference(reference):
         np.testing.assert_allclose(end, expected, rtol=0, atol=5e-3, err_msg=key)
 
 
+@pytest.mark.slow
 def test_inversion_and_correction_to_another_batch_equal_the_reference(reference):
     ode = reference.config["cases"]["ode"]
     options = {"solver": "dopri5", "tolerance": ode["rtol"]}

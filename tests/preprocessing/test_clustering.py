@@ -110,6 +110,7 @@ def test_higher_resolution_gives_more_clusters(method):
     assert fine > coarse
 
 
+@pytest.mark.slow
 def test_clusters_are_the_same_in_a_fresh_process_and_after_other_draws():
     random.seed(99)
     clusters = [
