@@ -57,6 +57,7 @@ GROUPS = {
         "cellgan.integer_counts",
         "cellgan.interpolation",
         "cellgan.queue",
+        "cellgan.source_cells",
         "cellgan.summaries",
         "cellgan.training",
         "cellgan.validation",
