@@ -18,6 +18,7 @@ killed run leaves nothing half-written under a final name.
       job/metrics.jsonl    one line per summary
       job/imported_weights.json  source of weights that were not trained here
       generated/           cells.h5ad
+      influence/           what each covariate contributes: tables, loadings, a plot
       evaluation/          report.html, report.json, metrics.csv, figures/
       MODEL_CARD.md        data, training, metrics, limits
       augmentation/        tables and plots; one experiment folder per run of --augment
@@ -129,6 +130,16 @@ class Experiment:
     def interpolated_file(self) -> Path:
         """Where cells between two labels go unless told otherwise."""
         return self.generated_file.with_stem("interpolated")
+
+    @property
+    def counterfactual_file(self) -> Path:
+        """Where edited cells go unless told otherwise."""
+        return self.folder / "generated" / "counterfactual.h5ad"
+
+    @property
+    def influence_folder(self) -> Path:
+        """What each covariate contributes to cells: tables, loadings and a plot."""
+        return self.folder / "influence"
 
     @property
     def guidance_file(self) -> Path:

@@ -82,6 +82,23 @@ class ModelConfig:
         """Whether cells come as integer counts."""
         return False
 
+    def check_target(self, target: Mapping[str, str], where: str) -> None:
+        """Refuse categories that cells cannot be edited to.
+
+        Parameters
+        ----------
+        target
+            Category by covariate, both known.
+        where
+            The option, for messages.
+
+        Raises
+        ------
+        ConfigError
+            Saying which.
+        """
+        del target, where
+
     def check_noise_step(self, step: int, where: str) -> None:
         """Refuse a step of noise that the model does not have.
 
@@ -518,6 +535,12 @@ class CycleConfig(ModelConfig):
         named = _conditions(self.fields, manifest, "model.fields")
         found = []
         for name in named:
+            if name == "base":
+                msg = (
+                    'model.fields: "base" is the name of the head that all cells '
+                    "share. Rename this obs column in the raw file."
+                )
+                raise ConfigError(msg)
             known = self.known_codes(name, manifest)
             if len(known) > 1:
                 found.append(name)
@@ -535,6 +558,16 @@ class CycleConfig(ModelConfig):
             )
             raise ConfigError(msg)
         return tuple(found)
+
+    def check_target(self, target: Mapping[str, str], where: str) -> None:
+        """Refuse the category that stands for "not known"."""
+        for name, category in target.items():
+            if category == self.unknown:
+                msg = (
+                    f'{where}: {name} "{category}" stands for "not known" '
+                    "(model.unknown), so no cell is edited to it. Name another."
+                )
+                raise ConfigError(msg)
 
     def known_codes(self, name: str, manifest: DatasetManifest) -> tuple[int, ...]:
         """Return the codes of a covariate that stand for something."""

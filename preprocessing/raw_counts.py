@@ -62,7 +62,7 @@ def read_counts(parameters: InputParameters) -> RawCells:
         for column, where in columns.items():
             require_column(raw.obs, column, where)
         place = CountsPlace(parameters.raw_input, parameters.layer, "input_ds", "gene")
-        return _choose_counts(place, raw, counts=parameters.counts)
+        return choose_counts(place, raw, counts=parameters.counts)
 
 
 def read_atac(parameters: InputParameters, cells: pd.Index) -> RawCells | None:
@@ -82,7 +82,7 @@ def read_atac(parameters: InputParameters, cells: pd.Index) -> RawCells | None:
     place = CountsPlace(raw_input, atac.layer, "input_ds.atac", "peak")
     with open_raw_file(raw_input, modality=ATAC) as raw:
         order = cell_order(cells, raw.obs.index, raw_input)
-        found = _choose_counts(place, raw, counts=parameters.counts)
+        found = choose_counts(place, raw, counts=parameters.counts)
     if atac.values == "binary":
         found.counts.data[:] = 1
     if order is None:
@@ -158,7 +158,7 @@ def _columns(parameters: InputParameters) -> dict[str, str]:
     return columns
 
 
-def _choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells:
+def choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells:
     """Read the first matrix that suits; say what is wrong with each if none does."""
     raw_input, layer, key, feature = place
     layers = ", ".join(raw.matrices) or "none"

@@ -304,6 +304,15 @@ class AdditiveModel(GenerativeModel):
         """
 
     @abc.abstractmethod
+    def category_means(self, cells: CellBatch) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Return what a field's head adds to cells on average, were all of a category.
+
+        Returns
+        -------
+        By field, ``(n_categories, n_genes)``.
+        """
+
+    @abc.abstractmethod
     def loadings(self) -> Loadings:
         """Return what the heads weigh genes by."""
 

@@ -188,6 +188,23 @@ class CycleAutoencoder(AdditiveModel):
                 parts[:, block.in_request] = added.numpy()[:, block.in_block]
         return EditedCells(values, dict(zip(self.heads(), parts, strict=False)))
 
+    def category_means(self, cells: CellBatch) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Return mean contributions, from the mean latents: heads are linear."""
+        network, names = self._network, self._fields.names
+        role = network.role(stacked(cells.covariates, names))
+        expression = self._scale.expression(cells)
+        hidden = network.translate(expression, role, role).hidden
+        mean = tf.reduce_mean(hidden, axis=0)
+        means = {}
+        for i, name in enumerate(names):
+            first, n = network.starts[i], network.n_categories[i]
+            matrices = network.contexts[first : first + n]
+            latents = tf.einsum("k,ckm->cm", mean[i], matrices)
+            means[name] = (
+                network.field_scale * tf.matmul(latents, network.decoders[i])
+            ).numpy()
+        return means
+
     def loadings(self) -> Loadings:
         """Return loadings: of a category, with its matrix in both roles."""
         network = self._network
