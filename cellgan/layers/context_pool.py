@@ -1,9 +1,9 @@
 """Matrices by category, and products with them that cost nothing for absent ones.
 
 Rows are multiplied each by the matrix of its category. They are sorted into tiles of a
-fixed height, all rows of a tile of one category, and every tile is multiplied at once:
-shapes depend on the numbers of rows and categories alone, so XLA compiles it, and only
-matrices of categories that occur are read.
+fixed height, all rows of a tile of one category, and all tiles are multiplied at once:
+only matrices of categories that occur are read. XLA needs shapes that no value decides;
+for it there are as many tiles as there can be (`is_static`), some of them left over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import tensorflow as tf
 
 NO_CATEGORY = -1
 """Of tiles and of slots that are left over."""
-MOST_ROWS_PER_TILE = 8
+PRODUCT_ROWS = 16
+"""Rows of a tile in products, at most: more are multiplied faster, until most tiles are
+half empty."""
+GRADIENT_ROWS = (8, 64)
+"""Rows of a tile in gradients, at least and at most."""
 
 
 class Tiles(NamedTuple):
@@ -33,10 +37,9 @@ class SlotGradients(NamedTuple):
     """Gradients of the matrices that a batch has touched, and of which they are."""
 
     values: tf.Tensor
-    """``(n_slots, n_latent, n_latent)``; of slots without a category they are 0."""
+    """``(n_slots, n_latent, n_latent)``."""
     categories: tf.Tensor
-    """``(n_slots,)`` int32: rising, then `NO_CATEGORY`; or every category at its own
-    place, `NO_CATEGORY` where it is absent."""
+    """``(n_slots,)`` int32; `NO_CATEGORY` of slots that are left over."""
 
 
 class UnitRows(keras.initializers.Initializer):
@@ -70,7 +73,9 @@ class UnitRows(keras.initializers.Initializer):
         return {"seed": self.seed}
 
 
-def tile_rows(codes: tf.Tensor, n_categories: int) -> Tiles:
+def tile_rows(
+    codes: tf.Tensor, n_categories: int, height: int, *, is_static: bool = False
+) -> Tiles:
     """Sort rows into tiles of one category each.
 
     Parameters
@@ -79,26 +84,33 @@ def tile_rows(codes: tf.Tensor, n_categories: int) -> Tiles:
         Category of each row, ``(n_rows,)`` int32, from 0 to ``n_categories - 1``.
     n_categories
         Number of categories there are.
-
-    Returns
-    -------
-    At most ``n_rows`` tiles, and no more than there can be with so many categories.
+    height
+        Rows of a tile.
+    is_static
+        Make as many tiles as there can be with so many rows and categories; otherwise
+        as many as there are.
     """
-    n_rows = codes.shape[0] if codes.shape[0] is not None else tf.shape(codes)[0]
-    height = MOST_ROWS_PER_TILE
-    if isinstance(n_rows, int):
-        height = max(1, min(height, n_rows // n_categories))
-        n_tiles: int | tf.Tensor = min(n_rows, n_rows // height + n_categories)
-    else:
-        n_tiles = tf.minimum(n_rows, n_rows // height + n_categories)
+    n_rows = tf.shape(codes)[0]
     order = tf.argsort(codes, stable=True)
     ordered = tf.gather(codes, order)
     rank = tf.range(n_rows) - tf.searchsorted(ordered, ordered, side="left")
     row_in_tile = rank % height
     tile = tf.cumsum(tf.cast(row_in_tile == 0, tf.int32)) - 1
     slots = tf.scatter_nd(order[:, None], tile * height + row_in_tile, (n_rows,))
-    categories = tf.math.unsorted_segment_max(ordered, tile, n_tiles)
-    return Tiles(slots, tf.maximum(categories, NO_CATEGORY), height)
+    if is_static:
+        rows = codes.shape[0]
+        n_tiles = min(rows, rows // height + n_categories)
+        categories = tf.math.unsorted_segment_max(ordered, tile, n_tiles)
+        return Tiles(slots, tf.maximum(categories, NO_CATEGORY), height)
+    return Tiles(slots, tf.math.segment_max(ordered, tile), height)
+
+
+def product_tiles(codes: tf.Tensor, n_categories: int, *, is_static: bool) -> Tiles:
+    """Sort rows into tiles of the height for products."""
+    height = PRODUCT_ROWS
+    if codes.shape[0] is not None:
+        height = max(1, min(height, codes.shape[0] // n_categories))
+    return tile_rows(codes, n_categories, height, is_static=is_static)
 
 
 def matrices_of(pool: tf.Tensor, tiles: Tiles) -> tf.Tensor:
@@ -130,44 +142,66 @@ def product_by_category(
     -------
     ``(n_rows, n_latent)``: ``rows[i] @ pool[codes[i]]``.
     """
-    width = rows.shape[1]
-    n_tiles = tf.shape(matrices)[0]
-    places = tiles.slots[:, None]
-    in_tiles = tf.scatter_nd(places, rows, (n_tiles * tiles.height, width))
-    in_tiles = tf.reshape(in_tiles, (n_tiles, tiles.height, width))
-    return tf.gather(tf.reshape(in_tiles @ matrices, (-1, width)), tiles.slots)
+    products = _in_tiles(rows, tiles) @ matrices
+    return tf.gather(tf.reshape(products, (-1, rows.shape[1])), tiles.slots)
 
 
 def gradients_by_category(
-    gradients: tf.Tensor, categories: tf.Tensor, n_categories: int
+    rows: tf.Tensor,
+    slopes: tf.Tensor,
+    codes: tf.Tensor,
+    n_categories: int,
+    *,
+    is_static: bool,
 ) -> SlotGradients:
-    """Sum the gradients of matrices that are of the same category.
+    """Return the gradients of the matrices that rows were multiplied by.
 
     Parameters
     ----------
-    gradients
-        Of the matrices of tiles, ``(n_tiles, n_latent, n_latent)``.
-    categories
-        ``(n_tiles,)`` int32, `NO_CATEGORY` where a tile is left over.
+    rows
+        What was multiplied, in all products, ``(n_rows, n_latent)``.
+    slopes
+        Gradients of the results, ``(n_rows, n_latent)``.
+    codes
+        Categories, ``(n_rows,)`` int32.
     n_categories
         Number of categories there are.
+    is_static
+        As of `tile_rows`.
 
     Returns
     -------
-    One slot per category; one per tile, if that is fewer.
+    ``rows^T slopes`` of every category that occurs, each in a slot of its own.
     """
-    n_tiles = categories.shape[0]
-    if n_tiles is None or n_categories <= n_tiles:
-        values = tf.math.unsorted_segment_sum(gradients, categories, n_categories)
-        present = tf.math.unsorted_segment_max(categories, categories, n_categories)
-        return SlotGradients(values, tf.maximum(present, NO_CATEGORY))
-    # left over ones go last
-    key = tf.where(categories < 0, n_categories, categories)
-    ordered = tf.sort(key)
-    is_first = tf.concat([[True], ordered[1:] != ordered[:-1]], axis=0)
-    slot_of_ordered = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
-    slot = tf.gather(slot_of_ordered, tf.searchsorted(ordered, key, side="left"))
-    slot = tf.where(categories < 0, NO_CATEGORY, slot)
-    values = tf.math.unsorted_segment_sum(gradients, slot, n_tiles)
-    found = tf.math.unsorted_segment_max(categories, slot, n_tiles)
-    return SlotGradients(values, tf.maximum(found, NO_CATEGORY))
+    least, most = GRADIENT_ROWS
+    height = most
+    if codes.shape[0] is not None:
+        height = min(max(codes.shape[0] // n_categories, least), most)
+    tiles = tile_rows(codes, n_categories, height, is_static=is_static)
+    values = tf.matmul(
+        _in_tiles(rows, tiles), _in_tiles(slopes, tiles), transpose_a=True
+    )
+    categories = tiles.categories
+    is_first = tf.concat([[True], categories[1:] != categories[:-1]], axis=0)
+    slot = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
+    if is_static:
+        # tiles left over come last, in a slot of their own if there is one left
+        n_slots = min(categories.shape[0], n_categories)
+        slot = tf.where(categories < 0, NO_CATEGORY, slot)
+        found = tf.math.unsorted_segment_max(categories, slot, n_slots)
+        summed = tf.math.unsorted_segment_sum(values, slot, n_slots)
+        return SlotGradients(summed, tf.maximum(found, NO_CATEGORY))
+    return tf.cond(
+        slot[-1] + 1 == tf.shape(slot)[0],
+        lambda: SlotGradients(values, categories),
+        lambda: SlotGradients(
+            tf.math.segment_sum(values, slot), tf.math.segment_max(categories, slot)
+        ),
+    )
+
+
+def _in_tiles(rows: tf.Tensor, tiles: Tiles) -> tf.Tensor:
+    """Return rows at their places, ``(n_tiles, height, n_latent)``, 0 elsewhere."""
+    width, n_tiles = rows.shape[1], tf.shape(tiles.categories)[0]
+    places = tf.scatter_nd(tiles.slots[:, None], rows, (n_tiles * tiles.height, width))
+    return tf.reshape(places, (n_tiles, tiles.height, width))

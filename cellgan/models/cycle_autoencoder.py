@@ -193,7 +193,7 @@ class CycleAutoencoder(AdditiveModel):
         network, names = self._network, self._fields.names
         role = network.role(stacked(cells.covariates, names))
         expression = self._scale.expression(cells)
-        hidden = network.translate(expression, role, role).hidden
+        hidden = network.by_field(network.translate(expression, role, role).hidden)
         mean = tf.reduce_mean(hidden, axis=0)
         means = {}
         for i, name in enumerate(names):
@@ -276,7 +276,7 @@ class CycleAutoencoder(AdditiveModel):
                     training,
                     base_weight_decay=model.base_weight_decay,
                     clip_norm=training.clip_norm,
-                    jit=resolve_jit(training.jit),
+                    jit=training.jit is not False,  # one pass: also on a CPU
                 ),
                 make_optimizer(without_decay),
                 fields,

@@ -22,7 +22,7 @@ from cellgan.layers.context_pool import (
     UnitRows,
     matrices_of,
     product_by_category,
-    tile_rows,
+    product_tiles,
 )
 from cellgan.seeds import derive_seed
 
@@ -33,10 +33,12 @@ BASE = "base"
 class Role(NamedTuple):
     """Categories that cells have in one role, source or target."""
 
+    codes: tf.Tensor
+    """Places of their matrices, ``(n_cells * n_fields,)``, cell by cell."""
     tiles: Tiles
-    """Of the rows of all fields, cell by cell."""
+    """Of these rows."""
     matrices: tf.Tensor
-    """Of each tile."""
+    """Of each tile. No gradient flows into them: see `CycleStage.gradients`."""
 
 
 class Cycle(NamedTuple):
@@ -46,9 +48,10 @@ class Cycle(NamedTuple):
     """``(n_cells, n_genes)``."""
     base: tf.Tensor
     """Latents of the base head, ``(n_cells, n_latent)``."""
+    encoded: tf.Tensor
+    """Latents of the fields, ``(n_cells * n_fields, n_latent)``."""
     hidden: tf.Tensor
-    """Latents of the fields after the source matrix, ``(n_cells, n_fields,
-    n_latent)``."""
+    """The same after the source matrix."""
     translated: tf.Tensor
     """The same after the target matrix, times the scale of fields."""
 
@@ -113,21 +116,26 @@ class CycleNetwork(SizedLayer):
             )
             setattr(self, name, weight)
 
-    def role(self, codes: tf.Tensor) -> Role:
+    def role(self, codes: tf.Tensor, *, is_static: bool = False) -> Role:
         """Prepare the products with the matrices of some categories.
 
         Parameters
         ----------
         codes
             ``(n_cells, n_fields)`` int32.
+        is_static
+            For XLA: let no value decide about a shape.
         """
         rows = tf.reshape(codes + self.starts, (-1,))
-        tiles = tile_rows(rows, self.n_matrices)
-        return Role(tiles, matrices_of(tf.convert_to_tensor(self.contexts), tiles))
+        tiles = product_tiles(rows, self.n_matrices, is_static=is_static)
+        # the variable itself: a gather from it copies nothing else
+        matrices = tf.stop_gradient(matrices_of(self.contexts.value, tiles))
+        return Role(rows, tiles, matrices)
 
     def translate(self, expression: tf.Tensor, source: Role, target: Role) -> Cycle:
         """Take cells ``(n_cells, n_genes)`` from source to target categories."""
-        width = len(self.n_categories) * self.n_latent
+        n_fields = len(self.n_categories)
+        width = n_fields * self.n_latent
         base = tf.matmul(expression, self.base)
         encoded = tf.matmul(expression, tf.reshape(self.encoders, (-1, width)))
         rows = tf.reshape(encoded, (-1, self.n_latent))
@@ -138,10 +146,11 @@ class CycleNetwork(SizedLayer):
             tf.reshape(translated, (-1, width)),
             tf.reshape(self.decoders, (width, -1)),
         )
-        shape = (-1, len(self.n_categories), self.n_latent)
-        return Cycle(
-            output, base, tf.reshape(hidden, shape), tf.reshape(translated, shape)
-        )
+        return Cycle(output, base, rows, hidden, translated)
+
+    def by_field(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return latents as ``(n_cells, n_fields, n_latent)``."""
+        return tf.reshape(rows, (-1, len(self.n_categories), self.n_latent))
 
     def contributions(self, cycle: Cycle) -> tf.Tensor:
         """Return what each head adds, ``(n_fields + 1, n_cells, n_genes)``, base first.
@@ -149,7 +158,8 @@ class CycleNetwork(SizedLayer):
         They sum to the output.
         """
         base = tf.matmul(cycle.base, self.base, transpose_b=True)
-        fields = tf.einsum("nfk,fkg->fng", cycle.translated, self.decoders)
+        translated = self.by_field(cycle.translated)
+        fields = tf.einsum("nfk,fkg->fng", translated, self.decoders)
         return tf.concat([base[None], fields], axis=0)
 
 

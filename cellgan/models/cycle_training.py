@@ -18,8 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
-from cellgan.layers.context_pool import SlotGradients
-from cellgan.layers.context_pool import gradients_by_category as summed_by_category
+from cellgan.layers.context_pool import SlotGradients, gradients_by_category
 from cellgan.models.base import TrainingStage, weight_histograms
 from cellgan.models.cycle_networks import (
     BASE,
@@ -174,6 +173,7 @@ class CycleStage(TrainingStage):
         self.fields = fields
         self.recipe = recipe
         self._expression = expression
+        self._is_static = jit
         classifier_optimizer.build(variables_of(classifier))
         self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
         self._classifier_gradients = tf.function(
@@ -288,7 +288,8 @@ class CycleStage(TrainingStage):
         there = self.network.translate(expression, source, target)
         back = self.network.translate(there.output, target, source)
         base = tf.reduce_mean(tf.square(there.base - back.base))
-        fields = tf.reduce_mean(tf.square(there.hidden - back.hidden), axis=(0, 2))
+        difference = self.network.by_field(there.hidden - back.hidden)
+        fields = tf.reduce_mean(tf.square(difference), axis=(0, 2))
         integration = tf.concat([base[None], fields], axis=0)
         reconstruction = tf.reduce_mean(tf.square(expression - back.output))
         target = self.cross_entropies(there.output, target_codes)
@@ -319,19 +320,30 @@ class CycleStage(TrainingStage):
     def gradients(
         self, expression: tf.Tensor, source_codes: tf.Tensor, target_codes: tf.Tensor
     ) -> tuple[CycleTerms, CycleGradients]:
-        """Return the losses of the heads and their gradients."""
+        """Return the losses of the heads and their gradients.
+
+        Those of the matrices are one product per category, of all that was multiplied
+        by its matrix with the slopes of the results.
+        """
         network = self.network
-        source, target = network.role(source_codes), network.role(target_codes)
-        dense = [network.base, network.encoders, network.decoders]
+        source, target = (
+            network.role(codes, is_static=self._is_static)
+            for codes in (source_codes, target_codes)
+        )
         with tf.GradientTape() as tape:
-            tape.watch([source.matrices, target.matrices])
             terms = self.terms_of_roles(expression, source, target, target_codes)
-        sources = [*(of.value for of in dense), source.matrices, target.matrices]
-        *found, of_source, of_target = tape.gradient(terms.total, sources)
-        contexts = summed_by_category(
-            tf.concat([of_source, of_target], axis=0),
-            tf.concat([source.tiles.categories, target.tiles.categories], axis=0),
+        there, back = terms.there, terms.back
+        dense = [of.value for of in (network.base, network.encoders, network.decoders)]
+        results = [there.hidden, there.translated, back.hidden, back.translated]
+        slopes = tape.gradient(terms.total, [*dense, *results])
+        found, (first, second, third, fourth) = slopes[:3], slopes[3:]
+        scale = network.field_scale
+        contexts = gradients_by_category(
+            tf.concat([there.encoded, there.hidden, back.encoded, back.hidden], 0),
+            tf.concat([first, scale * second, third, scale * fourth], 0),
+            tf.concat([source.codes, target.codes, target.codes, source.codes], 0),
             network.n_matrices,
+            is_static=self._is_static,
         )
         return terms, CycleGradients(found, contexts)
 

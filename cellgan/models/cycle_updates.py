@@ -6,7 +6,7 @@ moments and its own number of updates: neither decay nor momentum moves it.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,7 +14,28 @@ import tensorflow as tf
 from cellgan.config import TrainingParameters
 from cellgan.layers.context_pool import NO_CATEGORY, SlotGradients
 from cellgan.models.cycle_networks import CycleNetwork
-from cellgan.optimizers import ADAM_EPSILON, make_optimizer
+from cellgan.optimizers import ADAM_EPSILON, make_schedule
+
+VALUES_AT_ONCE = 2**16
+"""Of matrices by category that are updated together: caches hold their states."""
+
+
+class Moments(NamedTuple):
+    """What Adam knows of a weight."""
+
+    weight: keras.Variable
+    first: keras.Variable
+    second: keras.Variable
+    n_updates: keras.Variable
+    """Of the whole weight, or of every matrix: the first axes of `weight`."""
+    decay: float
+
+
+class Plan(NamedTuple):
+    """How far one update goes."""
+
+    rate: tf.Tensor
+    decay: float
 
 
 class CycleOptimizer:
@@ -32,7 +53,7 @@ class CycleOptimizer:
     clip_norm
         Largest norm of all gradients together; None leaves them.
     jit
-        Fuse the update of the matrices by category with XLA.
+        Make one pass over the numbers of each update, with XLA.
 
     Notes
     -----
@@ -50,29 +71,24 @@ class CycleOptimizer:
         jit: bool,
     ) -> None:
         settings = training.optimizer
-        self._network = network
         self._clip_norm = clip_norm
-        of_base = dataclasses.replace(settings, weight_decay=base_weight_decay)
-        self._base = make_optimizer(dataclasses.replace(training, optimizer=of_base))
-        self._fields = make_optimizer(training)
-        self._base.build([network.base])
-        self._fields.build([network.encoders, network.decoders])
-        self._moments = (settings.beta1, settings.beta2)
-        self._weight_decay = settings.weight_decay
-        contexts = network.contexts
-        self._first, self._second = (
-            _state(name, tf.zeros(contexts.shape)) for name in ("first", "second")
-        )
-        self._n_updates = _state("n_updates", tf.zeros((network.n_matrices,)))
-        self._stepped = tf.function(
-            self._step_of_slots, jit_compile=jit, autograph=False
-        )
+        self._schedule = make_schedule(training)
+        self._betas = (settings.beta1, settings.beta2)
+        self._n_steps = _state("n_steps", tf.zeros((), tf.int64))
+        decay = settings.weight_decay
+        self._dense = [
+            _moments(network.base, (), base_weight_decay),
+            _moments(network.encoders, (), decay),
+            _moments(network.decoders, (), decay),
+        ]
+        self._contexts = _moments(network.contexts, (network.n_matrices,), decay)
+        self._step = tf.function(self._one_pass, jit_compile=jit, autograph=False)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """All that a resumed run needs."""
-        own = [self._first, self._second, self._n_updates]
-        return [*self._base.variables, *self._fields.variables, *own]
+        states = [of[1:4] for of in (*self._dense, self._contexts)]
+        return [self._n_steps, *(state for three in states for state in three)]
 
     def update(
         self, dense: list[tf.Tensor], contexts: SlotGradients
@@ -90,101 +106,153 @@ class CycleOptimizer:
         -------
         By TensorBoard tag: ``learning_rate``, and ``gradient_norm`` before clipping.
         """
-        network = self._network
-        learning_rate = tf.convert_to_tensor(self._fields.learning_rate)
         replicas = tf.distribute.get_replica_context()
-        n_replicas = replicas.num_replicas_in_sync
-        if n_replicas > 1:
-            mean = tf.distribute.ReduceOp.MEAN
-            contexts = _by_category(contexts, network.n_matrices)
-            *dense, values = (
-                replicas.all_reduce(mean, of) for of in (*dense, contexts.values)
-            )
-            is_there = tf.cast(contexts.categories >= 0, tf.float32)
-            is_there = replicas.all_reduce(tf.distribute.ReduceOp.SUM, is_there) > 0
-            codes = tf.range(network.n_matrices)
-            present = tf.where(is_there, codes, NO_CATEGORY)
-            contexts = SlotGradients(values, present)
-        gradients = [*dense, contexts.values]
-        norm = tf.linalg.global_norm(gradients)
+        if replicas.num_replicas_in_sync > 1:
+            dense, contexts = self._over_replicas(dense, contexts)
+        rate = tf.cast(self._schedule(self._n_steps.value), tf.float32)
+        norm = tf.linalg.global_norm([*dense, contexts.values])
+        scale = tf.constant(1.0)
         if self._clip_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(
-                gradients, self._clip_norm, use_norm=norm
-            )
-        *dense, values = gradients
-        # Keras sums over replicas what is the same on all of them.
-        shares = [gradient / n_replicas for gradient in dense]
-        self._base.apply(shares[:1], [network.base])
-        self._fields.apply(shares[1:], [network.encoders, network.decoders])
-        for weight in (network.base, network.encoders, network.decoders):
-            weight.assign(tf.nn.relu(weight))
-        self._update_contexts(SlotGradients(values, contexts.categories), learning_rate)
-        return {"learning_rate": learning_rate, "gradient_norm": norm}
+            scale = self._clip_norm / tf.maximum(norm, self._clip_norm)
+        for moments, gradient in zip(self._dense, dense, strict=True):
+            old = [tf.convert_to_tensor(of) for of in moments[:4]]
+            new = self._stepped(old, gradient, scale, Plan(rate, moments.decay))
+            for state, value in zip(moments, new, strict=False):
+                state.assign(value)
+        if tf.distribute.has_strategy():
+            self._update_all_matrices(contexts, scale, rate)
+        else:
+            self._update_matrices(contexts, scale, rate)
+        self._n_steps.assign_add(1)
+        return {"learning_rate": rate, "gradient_norm": norm}
 
-    def _update_contexts(
-        self, gradients: SlotGradients, learning_rate: tf.Tensor
-    ) -> None:
-        """Update the matrices that have a slot."""
-        states = (self._network.contexts, self._first, self._second, self._n_updates)
-        values, categories = gradients
-        present = categories >= 0
-        if categories.shape[0] == self._network.n_matrices:
-            old = [tf.convert_to_tensor(state) for state in states]
-            new = self._stepped(*old, values, present, learning_rate)
-            for state, of in zip(states, new, strict=True):
-                state.assign(of)
-            return
-        rows = tf.boolean_mask(categories, present)
-        n_rows = tf.shape(rows)[0]
-        old = [tf.gather(state.value, rows) for state in states]
-        new = self._stepped(
-            *old, values[:n_rows], tf.ones((n_rows,), tf.bool), learning_rate
+    def _over_replicas(
+        self, dense: list[tf.Tensor], contexts: SlotGradients
+    ) -> tuple[list[tf.Tensor], SlotGradients]:
+        """Return the means over replicas, every category in a slot of its own."""
+        replicas = tf.distribute.get_replica_context()
+        contexts = self._by_category(contexts)
+        mean, total = tf.distribute.ReduceOp.MEAN, tf.distribute.ReduceOp.SUM
+        *dense, values = (
+            replicas.all_reduce(mean, of) for of in (*dense, contexts.values)
         )
-        for state, of in zip(states, new, strict=True):
-            state.value.scatter_update(tf.IndexedSlices(of, rows))
+        is_there = tf.cast(contexts.categories >= 0, tf.float32)
+        is_there = replicas.all_reduce(total, is_there) > 0
+        codes = tf.range(tf.shape(is_there)[0])
+        return dense, SlotGradients(values, tf.where(is_there, codes, NO_CATEGORY))
 
-    def _step_of_slots(
+    def _by_category(self, gradients: SlotGradients) -> SlotGradients:
+        """Give every category a slot of its own."""
+        values, categories = gradients
+        n = self._contexts.weight.shape[0]
+        return SlotGradients(
+            tf.math.unsorted_segment_sum(values, categories, n),
+            tf.maximum(
+                tf.math.unsorted_segment_max(categories, categories, n), NO_CATEGORY
+            ),
+        )
+
+    def _update_all_matrices(
+        self, gradients: SlotGradients, scale: tf.Tensor, rate: tf.Tensor
+    ) -> None:
+        """Compute the update of all matrices; keep it where a category occurs.
+
+        Replicas cannot update parts of a weight in a loop.
+        """
+        values, categories = self._by_category(gradients)
+        moments = self._contexts
+        old = [tf.convert_to_tensor(of) for of in moments[:4]]
+        new = self._stepped(old, values, scale, Plan(rate, moments.decay))
+        for state, was, value in zip(moments, old, new, strict=False):
+            is_there = tf.reshape(categories >= 0, (-1,) + (1,) * (len(was.shape) - 1))
+            state.assign(tf.where(is_there, value, was))
+
+    def _update_matrices(
+        self, gradients: SlotGradients, scale: tf.Tensor, rate: tf.Tensor
+    ) -> None:
+        """Update the matrices that occur, some at a time.
+
+        All are of one number: the last are done again if need be, to the same result.
+        """
+        values, categories = gradients
+        moments = self._contexts
+        n_values = moments.weight.shape[1] * moments.weight.shape[2]
+        at_once = max(1, min(moments.weight.shape[0], VALUES_AT_ONCE // n_values))
+        slots = tf.cast(tf.where(categories >= 0)[:, 0], tf.int32)
+        rows = tf.gather(categories, slots)
+        last = tf.shape(slots)[0] - 1
+        states = [of.value for of in moments[:4]]
+
+        def step(first: tf.Tensor) -> tuple[tf.Tensor]:
+            chosen = tf.minimum(first + tf.range(at_once), last)
+            own = tf.gather(rows, chosen)
+            new = self._stepped(
+                [tf.gather(state, own) for state in states],
+                tf.gather(values, tf.gather(slots, chosen)),
+                scale,
+                Plan(rate, moments.decay),
+            )
+            updates = [
+                state.scatter_update(tf.IndexedSlices(value, own))
+                for state, value in zip(states, new, strict=True)
+            ]
+            with tf.control_dependencies([of.handle for of in updates]):
+                return (first + at_once,)
+
+        tf.while_loop(lambda first: first <= last, step, (tf.constant(0),))
+
+    def _stepped(
+        self, state: list[tf.Tensor], gradient: tf.Tensor, scale: tf.Tensor, plan: Plan
+    ) -> tuple[tf.Tensor, ...]:
+        """Return the new state of a weight, or of some matrices."""
+        beta1, beta2 = (tf.constant(beta, tf.float32) for beta in self._betas)
+        *numbers, n_updates = state
+        age = n_updates + 1
+        # Here, once a matrix: inside, XLA would compute powers once a number
+        factors = [1 / (1 - tf.pow(beta1, age)), 1 / (1 - tf.pow(beta2, age))]
+        if age.shape.rank:
+            factors = [factor[:, None, None] for factor in factors]
+        kept = 1 - plan.rate * plan.decay
+        new = self._step(
+            *numbers, gradient, scale, kept, plan.rate * factors[0], factors[1]
+        )
+        return (*new, age)
+
+    def _one_pass(  # noqa: PLR0913  (the state of Adam)
         self,
         weight: tf.Tensor,
         first: tf.Tensor,
         second: tf.Tensor,
-        n_updates: tf.Tensor,
         gradient: tf.Tensor,
-        present: tf.Tensor,
-        learning_rate: tf.Tensor,
+        scale: tf.Tensor,
+        kept: tf.Tensor,
+        rate: tf.Tensor,
+        correction: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """Return the new state of some matrices, those that are absent as they were."""
-        beta1, beta2 = self._moments
-        counted = n_updates + tf.cast(present, n_updates.dtype)
-        # an absent matrix that was never updated must not divide by 0
-        age = tf.maximum(counted, 1)[:, None, None]
-        new_first = beta1 * first + (1 - beta1) * gradient
-        new_second = beta2 * second + (1 - beta2) * tf.square(gradient)
-        slope = new_first / (1 - tf.pow(tf.constant(beta1), age))
-        root = tf.sqrt(new_second / (1 - tf.pow(tf.constant(beta2), age)))
-        decayed = weight * (1 - learning_rate * self._weight_decay)
-        new = tf.nn.relu(decayed - learning_rate * slope / (root + ADAM_EPSILON))
-        is_there = present[:, None, None]
-        return (
-            tf.where(is_there, new, weight),
-            tf.where(is_there, new_first, first),
-            tf.where(is_there, new_second, second),
-            counted,
-        )
+        beta1, beta2 = self._betas
+        gradient = gradient * scale
+        first = first + (1 - beta1) * (gradient - first)
+        second = second + (1 - beta2) * (tf.square(gradient) - second)
+        root = tf.sqrt(second * correction) + ADAM_EPSILON
+        return tf.nn.relu(weight * kept - rate * first / root), first, second
+
+
+def _moments(weight: keras.Variable, axes: tuple[int, ...], decay: float) -> Moments:
+    zeros = tf.zeros(weight.shape)
+    return Moments(
+        weight,
+        _state("first", zeros),
+        _state("second", zeros),
+        _state("n_updates", tf.zeros(axes)),
+        decay,
+    )
 
 
 def _state(name: str, value: tf.Tensor) -> keras.Variable:
     return keras.Variable(
-        value, trainable=False, aggregation="only_first_replica", name=name
-    )
-
-
-def _by_category(gradients: SlotGradients, n_categories: int) -> SlotGradients:
-    """Give every category a slot of its own."""
-    values, categories = gradients
-    if categories.shape[0] == n_categories:
-        return gradients
-    return SlotGradients(
-        tf.math.unsorted_segment_sum(values, categories, n_categories),
-        tf.math.unsorted_segment_max(categories, categories, n_categories),
+        value,
+        trainable=False,
+        dtype=value.dtype.name,
+        aggregation="only_first_replica",
+        name=name,
     )

@@ -42,9 +42,8 @@ def terms(stage, reference):
 def test_outputs_hidden_states_and_contributions(stage, reference, terms, cycle):
     found = {"cycle1": terms.there, "cycle2": terms.back}[cycle]
     assert_close(found.output, reference[f"out/{cycle}/output"])
-    hidden = np.concatenate(
-        [found.base[None], np.transpose(found.hidden, (1, 0, 2))], axis=0
-    )
+    of_fields = np.transpose(stage.network.by_field(found.hidden), (1, 0, 2))
+    hidden = np.concatenate([found.base[None], of_fields], axis=0)
     parts = stage.network.contributions(found).numpy()
     norms = np.linalg.norm(parts, axis=2).mean(axis=1)
     expected = reference.by_head(f"out/{cycle}/hidden")
