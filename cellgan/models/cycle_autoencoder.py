@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.config import ExperimentParameters
+from cellgan.errors import ConfigError
 from cellgan.layers import scale_to_library_size
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import CycleConfig
@@ -240,7 +241,19 @@ class CycleAutoencoder(AdditiveModel):
     def from_parameters(
         cls, parameters: ExperimentParameters, manifest: DatasetManifest
     ) -> Self:
-        """Build the model of one experiment."""
+        """Build the model of one experiment.
+
+        Raises
+        ------
+        ConfigError
+            If the data have another modality than RNA, or a field cannot have a head.
+        """
+        if set(manifest.features) != {RNA}:
+            msg = (
+                f"model.type cycleAE edits RNA alone, but the data have "
+                f"{', '.join(manifest.features)}. CFGen makes RNA and ATAC."
+            )
+            raise ConfigError(msg)
         model = cast(CycleConfig, parameters.model)
         training = parameters.training.of_stage(CycleStage.name)
         fields = fields_of(model, manifest)
