@@ -10,6 +10,8 @@ killed run leaves nothing half-written under a final name.
       parameters.json      what was asked for; input_ds frozen at --process,
                            model and training at the first --train
       manifest.json        genes, vocabularies, sizes
+      fields.json          columns of the raw cells: kind, values, how full, in use
+      vocabulary.json      code of every value of the columns in use
       processed.h5ad       filtered counts with label and split; with ATAC counts
                            processed.h5mu
       TF_records/          train-0.tfrecords ... train-9, validate, test
@@ -84,6 +86,16 @@ class Experiment:
     def manifest_file(self) -> Path:
         """What the data are; there when processing is complete."""
         return self.folder / "manifest.json"
+
+    @property
+    def fields_file(self) -> Path:
+        """What the columns of the raw cells are, and which of them are used."""
+        return self.folder / "fields.json"
+
+    @property
+    def vocabulary_file(self) -> Path:
+        """Code of every value of the columns that are used."""
+        return self.folder / "vocabulary.json"
 
     @property
     def processed_file(self) -> Path:
