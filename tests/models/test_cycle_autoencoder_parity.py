@@ -134,7 +134,7 @@ def test_logits_losses_and_gradients_of_the_classifier(stage, reference, terms):
         assert_close(found, stored)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_updates(reference, jit):
     stage = reference.stage(jit=jit)
     update = tf.function(stage.update)
