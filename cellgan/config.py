@@ -487,6 +487,10 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
             'from counts. Set it to "counts", or leave it out.'
         )
         raise ConfigError(msg)
+    for name in family.STAGES:
+        parameters.model.check_training(
+            parameters.training.of_stage(name), f"{where}.training"
+        )
     parameters.model.check_generation(parameters.generation, f"{where}.generation")
     _check_covariates(parameters, where)
     return _resolve_library_size(parameters, where)

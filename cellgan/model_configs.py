@@ -82,6 +82,23 @@ class ModelConfig:
         """Whether cells come as integer counts."""
         return False
 
+    def check_training(self, training: Any, where: str) -> None:
+        """Refuse values of the ``training`` block that do not suit this model.
+
+        Parameters
+        ----------
+        training
+            `cellgan.config.TrainingParameters` of one of its stages.
+        where
+            File and block, for messages.
+
+        Raises
+        ------
+        ConfigError
+            Saying which.
+        """
+        del training, where
+
     def check_target(self, target: Mapping[str, str], where: str) -> None:
         """Refuse categories that cells cannot be edited to.
 
@@ -558,6 +575,23 @@ class CycleConfig(ModelConfig):
             )
             raise ConfigError(msg)
         return tuple(found)
+
+    def check_training(self, training: Any, where: str) -> None:
+        """Refuse other arithmetic and optimisers: first losses overflow in fewer bits.
+
+        The update knows of categories that a batch does not have, and is AdamW.
+        """
+        only = {
+            "precision": (training.precision, "float32"),
+            "optimizer.algorithm": (training.optimizer.algorithm, "AdamW"),
+        }
+        for key, (found, expected) in only.items():
+            if found != expected:
+                msg = (
+                    f'{where}: {key} is "{found}", but cycleAE is trained with '
+                    f'"{expected}" alone. Leave it out.'
+                )
+                raise ConfigError(msg)
 
     def check_target(self, target: Mapping[str, str], where: str) -> None:
         """Refuse the category that stands for "not known"."""

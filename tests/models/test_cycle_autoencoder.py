@@ -346,6 +346,22 @@ def test_fields_that_cannot_have_heads_are_refused(fields, message):
         make_model(dataclasses.replace(manifest, covariates=covariates), fields=fields)
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"precision": "bfloat16"}, 'precision is "bfloat16", but cycleAE is trained'),
+        (
+            {"optimizer": {"algorithm": "Adam", "weight_decay": 0.0}},
+            r'optimizer\.algorithm is "Adam", but cycleAE is trained with "AdamW"',
+        ),
+    ],
+)
+def test_training_that_the_update_does_not_know_is_refused(training, message):
+    block = {"input_ds": {"raw_input": "a.h5ad"}, "model": {"type": "cycleAE"}}
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment({**block, "training": training}, "test")
+
+
 def test_other_modalities_than_rna_are_refused():
     manifest = two_field_manifest()
     both = {**manifest.features, "atac": ("peak1",)}
