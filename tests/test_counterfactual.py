@@ -197,6 +197,14 @@ def test_influence_is_a_scalar_of_tensorboard_during_training(trained):
     assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
+def test_validation_maps_edited_cells_and_measures_influence(trained):
+    assert [path.name for path in trained.embedding_folder.iterdir()] == ["step_20.png"]
+    *_, last = map(json.loads, trained.metrics_file.read_text().splitlines())
+    shares = [last[f"validation/influence/{head}"] for head in HEADS]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert 0 <= last["validation/classifier_accuracy/batch"] <= 1
+
+
 # What is refused
 
 

@@ -54,7 +54,10 @@ def typed_cells(path) -> anndata.AnnData:
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_control_cells_are_edited_towards_stimulated_ones(data_dir, tmp_path):
-    """Compared with the mean shift; the numbers are in Misc/parameters/README.md."""
+    """Monocytes that were never seen stimulated gain the response, and lose their type.
+
+    The shift of means does better: Misc/parameters/README.md has the numbers.
+    """
     cells = typed_cells(data_dir / "kang_ifnb_pbmc_2k_raw.h5ad")
     cells.write_h5ad(tmp_path / "cells.h5ad")
     block = {
@@ -101,10 +104,10 @@ def test_control_cells_are_edited_towards_stimulated_ones(data_dir, tmp_path):
     assert code == 0
     edited = anndata.read_h5ad(path)
     before = np.log1p(1000 * control[:, "ISG15"].X.toarray() / control.X.sum(axis=1))
-    assert edited[:, "ISG15"].X.mean() > np.asarray(before).mean() + 1
+    assert edited[:, "ISG15"].X.mean() > 2 * np.asarray(before).mean()
     scores = json.loads(edited.uns["cellgan"]["scores"])
-    assert scores[EDITED]["agreement"] > 0.5
+    assert scores[EDITED]["agreement"] > 0.9
     assert scores[UNEDITED]["agreement"] < 0.05
-    # towards the real response, and not better than moving all by one difference
-    assert scores[EDITED]["shift_correlation"] > 0.3
-    assert scores[SHIFTED]["shift_correlation"] > 0.3
+    # towards the real response, but not as well as by the difference of the means
+    assert 0.1 < scores[EDITED]["shift_correlation"]
+    assert scores[EDITED]["shift_correlation"] < scores[SHIFTED]["shift_correlation"]
