@@ -109,5 +109,5 @@ def test_control_cells_are_edited_towards_stimulated_ones(data_dir, tmp_path):
     assert scores[EDITED]["agreement"] > 0.9
     assert scores[UNEDITED]["agreement"] < 0.05
     # towards the real response, but not as well as by the difference of the means
-    assert 0.1 < scores[EDITED]["shift_correlation"]
+    assert scores[EDITED]["shift_correlation"] > 0.1
     assert scores[EDITED]["shift_correlation"] < scores[SHIFTED]["shift_correlation"]
