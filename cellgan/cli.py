@@ -27,7 +27,10 @@ SOLVER_KEYS = (
     *("cache_interval", "cache_branch", "cache_spacing"),
 )
 ACTIONS = ("process", "train", "generate", "evaluate")
-STUDIES = ("augment", "correct", "guidance_sweep", "interpolate", "translate")
+STUDIES = (
+    *("augment", "correct", "guidance_sweep", "interpolate", "translate"),
+    *("counterfactual", "influence"),
+)
 DEFAULT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CELLS_PER_WEIGHT = 100
 EPILOG = """\
@@ -39,6 +42,7 @@ examples:
   cellgan --generate --model_path experiments/pbmc --cells_no 200 \\
       --condition "cell_type=B cell" donor=1488 --guidance cell_type=2
   cellgan --param parameters.json --correct batch=8k_5prime
+  cellgan --param parameters.json --counterfactual sex=female --input cells.h5ad
   cellgan --evaluate --real held_out.h5ad --generated mine.h5ad theirs.h5ad
 """
 
@@ -131,6 +135,16 @@ def _run_studies(experiment: Experiment, options: argparse.Namespace) -> None:
         _correct(experiment, options)
     if options.interpolate:
         _interpolate(experiment, options)
+    if options.counterfactual:
+        commands.counterfactual(
+            experiment,
+            _pairs(options.counterfactual, "--counterfactual") or {},
+            cells=options.input,
+            save_path=options.save_path,
+            seed=options.seed,
+        )
+    if options.influence:
+        commands.influence(experiment)
     if options.augment:
         commands.augment(
             experiment, options.augment, options.fractions, n_seeds=options.seeds
@@ -280,8 +294,8 @@ def _check_options(options: argparse.Namespace) -> None:
     if not wanted and not any(getattr(options, name) for name in others):
         msg = (
             "nothing to do: give one or more of --process --train --generate "
-            "--evaluate, or --augment, --correct, --guidance-sweep, --interpolate, "
-            "--estimate, --import-weights, --print-config."
+            "--evaluate, or --augment, --correct, --counterfactual, --guidance-sweep, "
+            "--influence, --interpolate, --estimate, --import-weights, --print-config."
         )
         raise ConfigError(msg)
     _check_evaluation_options(options, wanted)
@@ -349,21 +363,26 @@ def _check_evaluation_options(
 def _check_generation_options(
     options: argparse.Namespace, wanted: Sequence[str]
 ) -> None:
-    others = wanted != ["generate"] or options.experiment
+    alone = (["generate"], ["counterfactual"])
+    others = wanted not in alone or options.experiment
     if options.model_path is not None and others:
-        msg = "--model_path goes with --generate alone; use --param for the rest."
+        msg = (
+            "--model_path goes with --generate alone, or --counterfactual alone; use "
+            "--param for the rest."
+        )
         raise ConfigError(msg)
     everywhere = ("generate", "correct", "guidance_sweep", "interpolate")
+    seeded = (*everywhere, "counterfactual")
     of_actions: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(("counts", "requests"), ("generate",)),
         "cells_no": ("generate", "interpolate"),
         **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
         **dict.fromkeys(("condition", "library_size"), ("generate",)),
-        **dict.fromkeys(
-            ("guidance", "save_path"), ("generate", "correct", "interpolate")
-        ),
+        "guidance": ("generate", "correct", "interpolate"),
+        "save_path": ("generate", "correct", "interpolate", "counterfactual"),
+        "input": ("counterfactual",),
         **dict.fromkeys(SOLVER_KEYS, everywhere),
-        "seed": everywhere if options.real is None else ("evaluate",),
+        "seed": seeded if options.real is None else ("evaluate",),
     }
     for name, actions in of_actions.items():
         value = getattr(options, name)
@@ -374,6 +393,7 @@ def _check_generation_options(
             raise ConfigError(msg)
     _generation_keys(options)  # whose words are read: a slip is told at once
     _pairs(options.correct, "--correct")
+    _pairs(options.counterfactual, "--counterfactual")
     if options.interpolate:
         _cells_per_weight(options.cells_no)
         if options.generate or options.correct:
@@ -386,6 +406,12 @@ def _check_generation_options(
         msg = (
             "--save_path names one file, but --generate and --correct write one each: "
             "run them one after the other."
+        )
+        raise ConfigError(msg)
+    if options.counterfactual and (options.generate or options.correct):
+        msg = (
+            "--counterfactual shares options with --generate and --correct: run them "
+            "one after the other."
         )
         raise ConfigError(msg)
     path = options.save_path
@@ -412,15 +438,16 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
         )
         raise ConfigError(msg)
     arguments = ["--param", str(options.param)]
-    flags = ("estimate", "overwrite", "counts", "fail_on_leak", "guidance_sweep")
-    for name in (*ACTIONS, *flags):
+    flags = ("estimate", "overwrite", "counts", "fail_on_leak")
+    studies = ("guidance_sweep", "influence")
+    for name in (*ACTIONS, *flags, *studies):
         if getattr(options, name):
             arguments.append(_option(name))
     lists = ("cells_no", "condition", "guidance", "correct", "interpolate", "weights")
-    for name in lists:
+    for name in (*lists, "counterfactual"):
         if getattr(options, name):
             arguments += [_option(name), *map(str, getattr(options, name))]
-    numbers = ("seed", "requests", "library_size", "init_step")
+    numbers = ("seed", "requests", "library_size", "init_step", "input")
     for name in (*numbers, *SOLVER_KEYS):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
@@ -528,6 +555,24 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --interpolate: start from training cells of FROM with the noise of "
         "this step; by default from noise alone",
+    )
+    add(
+        "--counterfactual",
+        nargs="+",
+        metavar="FIELD=VALUE",
+        help="of cycleAE: edit cells to these categories, with what each head adds",
+    )
+    add(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="with --counterfactual: raw counts of the cells to edit, of any format; "
+        "by default the processed cells",
+    )
+    add(
+        "--influence",
+        action="store_true",
+        help="of cycleAE: what each covariate contributes: tables, loadings, a plot",
     )
     add(
         "--guidance-sweep",

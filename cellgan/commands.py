@@ -429,6 +429,72 @@ def interpolate(
     )
 
 
+def counterfactual(
+    experiment: Experiment,
+    target: Mapping[str, str],
+    *,
+    cells: Path | None = None,
+    save_path: Path | None = None,
+    seed: int | None = None,
+) -> None:
+    """Edit cells to other categories.
+
+    Parameters
+    ----------
+    target
+        Category by field.
+    cells
+        File of raw counts, of any format; None for the processed cells.
+    seed
+        Of the scores.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, DataError
+        As `cellgan.counterfactual.counterfactual`.
+    """
+    manifest = experiment.manifest()
+    settings = _generation_settings(experiment, {"seed": seed})
+    path = check_save_path(
+        save_path or experiment.counterfactual_file, modalities=manifest.features
+    )
+    if path.suffix != ".h5ad":
+        msg = f"--save_path: {path}: edited cells go to .h5ad files alone."
+        raise ConfigError(msg)
+    parameters = experiment.parameters
+
+    load_tensorflow()
+    from cellgan import counterfactual as room  # noqa: PLC0415
+
+    room.check_target(experiment, target)
+    given = None
+    if cells is not None:
+        from preprocessing.new_cells import read_new_cells  # noqa: PLC0415
+
+        fields = parameters.model.conditions(manifest)
+        given = read_new_cells(str(cells), manifest, parameters.input_ds, fields)
+    room.counterfactual(
+        experiment, target, path, cells=given, origin=str(cells), seed=settings.seed
+    )
+
+
+def influence(experiment: Experiment) -> None:
+    """Tell how much each covariate contributes to cells, and to which genes.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, DataError
+        As `cellgan.influence.influence`.
+    """
+    experiment.manifest()
+    experiment.check_frozen("input_ds", "model")
+
+    load_tensorflow()
+    from cellgan import influence as room  # noqa: PLC0415
+
+    room.influence(experiment)
+
+
 def sweep_guidance(experiment: Experiment, **given: Any) -> None:
     """Compare cells generated with several guidance scales.
 

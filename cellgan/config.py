@@ -137,6 +137,20 @@ class AtacParameters:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ChunkParameters:
+    """Cells in several ``.npz`` matrices (CSR, cells x genes) with a table each.
+
+    ``raw_input`` is then a pattern such as ``"data/counts_*.npz"``.
+    """
+
+    metadata: Annotated[str, Field(min_length=1)]
+    """Pattern of the tables, one per matrix in the same natural order: pickled pandas
+    tables (nothing else is let in), ``.parquet``, ``.csv`` or ``.tsv``."""
+    genes: Annotated[str, Field(min_length=1)] | None = None
+    """Text file of gene names, one a line; null numbers them."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InputParameters:
     """The raw file and how it is processed; frozen at ``--process``."""
 
@@ -158,6 +172,11 @@ class InputParameters:
     """What the records hold; ``"normalized"`` is the form of the original scGAN."""
     atac: AtacParameters | None = None
     """Null means RNA alone."""
+    chunks: ChunkParameters | None = None
+    """Null means that `raw_input` is one file or folder."""
+    missing: Literal["refuse", "drop", "unknown"] = "refuse"
+    """What becomes of a cell without a value in a column that is used: processing
+    stops, the cell is left out, or its value is ``"unknown"``."""
 
     @model_validator(mode="after")
     def _check(self) -> InputParameters:
@@ -182,6 +201,9 @@ class InputParameters:
     def _check_atac(self) -> InputParameters:
         if self.atac is None:
             return self
+        if self.chunks is not None:
+            msg = "chunks are given with atac: cells in chunks have RNA alone"
+            raise ValueError(msg)
         if self.record_values == "normalized":
             msg = (
                 'record_values is "normalized", the form of the original scGAN, which '
@@ -467,6 +489,10 @@ def parse_experiment(block: Any, where: str) -> ExperimentParameters:
             'from counts. Set it to "counts", or leave it out.'
         )
         raise ConfigError(msg)
+    for name in family.STAGES:
+        parameters.model.check_training(
+            parameters.training.of_stage(name), f"{where}.training"
+        )
     parameters.model.check_generation(parameters.generation, f"{where}.generation")
     _check_covariates(parameters, where)
     _check_atac_keys(parameters, where)

@@ -297,6 +297,10 @@ def _seconds_per_cell(
     sizes = None
     if parameters.model.makes_counts:
         sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
+    source = None
+    if parameters.model.is_additive:
+        values = tf.ones((size, len(manifest.features[RNA])))
+        source = CellBatch({RNA: values}, {RNA: tf.reduce_sum(values, axis=1)}, codes)
     wanted = parameters.generation
     request = GenerationRequest(
         codes,
@@ -305,6 +309,7 @@ def _seconds_per_cell(
         library_sizes=sizes,
         guidance=wanted.guidance,
         solver=SolverSettings.of(wanted),
+        source=source,
     )
     model.generate(request)
     started = time.perf_counter()

@@ -10,6 +10,8 @@ killed run leaves nothing half-written under a final name.
       parameters.json      what was asked for; input_ds frozen at --process,
                            model and training at the first --train
       manifest.json        genes, vocabularies, sizes
+      fields.json          columns of the raw cells: kind, values, how full, in use
+      vocabulary.json      code of every value of the columns in use
       processed.h5ad       filtered counts with label and split; with ATAC counts
                            processed.h5mu
       TF_records/          train-0.tfrecords ... train-9, validate, test
@@ -18,6 +20,7 @@ killed run leaves nothing half-written under a final name.
       job/metrics.jsonl    one line per summary
       job/imported_weights.json  source of weights that were not trained here
       generated/           cells.h5ad
+      influence/           what each covariate contributes: tables, loadings, a plot
       evaluation/          report.html, report.json, metrics.csv, figures/
       MODEL_CARD.md        data, training, metrics, limits
       augmentation/        tables and plots; one experiment folder per run of --augment
@@ -85,6 +88,16 @@ class Experiment:
         return self.folder / "manifest.json"
 
     @property
+    def fields_file(self) -> Path:
+        """What the columns of the raw cells are, and which of them are used."""
+        return self.folder / "fields.json"
+
+    @property
+    def vocabulary_file(self) -> Path:
+        """Code of every value of the columns that are used."""
+        return self.folder / "vocabulary.json"
+
+    @property
     def processed_file(self) -> Path:
         """Filtered counts with label and split; an .h5mu if ATAC is among them."""
         has_atac = self.parameters.input_ds.atac is not None
@@ -129,6 +142,16 @@ class Experiment:
     def interpolated_file(self) -> Path:
         """Where cells between two labels go unless told otherwise."""
         return self.generated_file.with_stem("interpolated")
+
+    @property
+    def counterfactual_file(self) -> Path:
+        """Where edited cells go unless told otherwise."""
+        return self.folder / "generated" / "counterfactual.h5ad"
+
+    @property
+    def influence_folder(self) -> Path:
+        """What each covariate contributes to cells: tables, loadings and a plot."""
+        return self.folder / "influence"
 
     @property
     def guidance_file(self) -> Path:

@@ -42,6 +42,7 @@ from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import GanConfig
 from cellgan.models.base import GenerationRequest, GenerativeModel, SolverSettings
+from cellgan.source_cells import SourceCells, draw_sources
 from cellgan.wanted_cells import (
     Codes,
     assign_covariates,
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEATURE_NAMES = {"rna": "genes", "atac": "peaks"}
+DRAWN = "drawn from the model"
+EDITED = "training cells, drawn at random and edited"
+"""Where generated cells come from."""
 MOST_VALUES = 2**23
 """Values of a dense piece, at most: 32 MB as float32."""
 MOST_CELLS = 4096
@@ -78,6 +82,8 @@ class Request(NamedTuple):
     solver: SolverSettings | None
     said: Mapping[str, Any]
     """What was asked for, as plain values."""
+    sources: SourceCells | None = None
+    """Of every cell, for models that edit cells."""
 
     @property
     def n_cells(self) -> int:
@@ -95,6 +101,7 @@ class Request(NamedTuple):
             library_sizes=sizes and {name: of[first:end] for name, of in sizes.items()},
             guidance=self.guidance,
             solver=self.solver,
+            source=self.sources.between(first, end) if self.sources else None,
         )
 
 
@@ -315,6 +322,10 @@ class TrainedModel:
             sizes = draw_library_sizes(codes, self.manifest, how, seed=seed)
         guidance = dict(wishes.get("guidance", {}))
         check_guidance(guidance, self._conditions)
+        sources = None
+        if model.is_additive:
+            folder, n_cells = self.experiment.records_folder, sum(numbers)
+            sources = draw_sources(folder, self.manifest, n_cells, seed=seed)
         return Request(
             numbers=tuple(numbers if self._knows_labels else [sum(numbers)]),
             codes=codes,
@@ -324,6 +335,7 @@ class TrainedModel:
             guidance=guidance,
             solver=wishes.get("solver"),
             said=_plain(wishes),
+            sources=sources,
         )
 
     def _pieces(self, request: Request) -> Iterator[Piece]:
@@ -380,6 +392,7 @@ class TrainedModel:
             "cells_no": np.array(request.numbers, dtype=np.int64),
             "request": json.dumps(request.said, sort_keys=True),
             "scale": self._scale(request, are_counts=are_counts),
+            "source": DRAWN if request.sources is None else EDITED,
             "are_counts": are_counts,
             "versions": versions(),
         }

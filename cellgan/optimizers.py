@@ -157,8 +157,9 @@ class AdamW(Adam):
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
     ) -> None:
         """Let one weight decay, and update it and its moments in place."""
-        decay = tf.cast(self.weight_decay * learning_rate, variable.dtype)
-        variable.assign(variable * (1 - decay))
+        if self.weight_decay:
+            decay = tf.cast(self.weight_decay * learning_rate, variable.dtype)
+            variable.assign(variable * (1 - decay))
         super().update_step(gradient, variable, learning_rate)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
@@ -212,6 +213,18 @@ def adamw(
     )
 
 
+def make_schedule(
+    training: TrainingParameters, updates_per_step: int = 1
+) -> GeometricDecay | LinearDecay:
+    """Return the learning-rate schedule that parameters say: of `make_optimizer`."""
+    rate = training.learning_rate
+    if rate.decay == "linear":
+        return LinearDecay(rate.alpha_0, training.max_steps * updates_per_step)
+    final = rate.alpha_final if rate.decay else rate.alpha_0
+    # A schedule also when the rate is constant: a checkpoint must not bring its own
+    return GeometricDecay(rate.alpha_0, final, training.max_steps, updates_per_step)
+
+
 def make_optimizer(
     training: TrainingParameters, updates_per_step: int = 1
 ) -> keras.Optimizer:
@@ -224,16 +237,7 @@ def make_optimizer(
     updates_per_step
         Updates that it makes in every training step but the first.
     """
-    rate, settings = training.learning_rate, training.optimizer
-    schedule: GeometricDecay | LinearDecay
-    if rate.decay == "linear":
-        schedule = LinearDecay(rate.alpha_0, training.max_steps * updates_per_step)
-    else:
-        final = rate.alpha_final if rate.decay else rate.alpha_0
-        # A schedule also when the rate is constant: a checkpoint must not bring its own
-        schedule = GeometricDecay(
-            rate.alpha_0, final, training.max_steps, updates_per_step
-        )
+    schedule, settings = make_schedule(training, updates_per_step), training.optimizer
     moments = (settings.beta1, settings.beta2)
     if settings.algorithm == "AdamW":
         return adamw(schedule, moments, weight_decay=settings.weight_decay)

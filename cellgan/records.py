@@ -22,9 +22,10 @@ The last three are there for cells with ATAC counts; the reference has none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from cellgan.tfrecords import (
     encode_feature,
     encode_field,
     encode_varint,
+    open_records,
     pack_varints,
     parse_example,
     read_records,
@@ -294,6 +296,28 @@ def write_shard(
             f"check the permissions, and run --process again."
         )
         raise DataError(msg) from error
+
+
+@contextlib.contextmanager
+def open_shards(
+    folder: Path, files: Sequence[str], schema: RecordSchema
+) -> Iterator[Mapping[str, Callable[[CellRecords], None]]]:
+    """Open record files; yield, by name, what appends cells to each.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = {
+            file: stack.enter_context(open_records(folder / file)) for file in files
+        }
+
+        def append_to(file: str) -> Callable[[CellRecords], None]:
+            return lambda cells: opened[file](encode_examples(cells, schema))
+
+        yield {file: append_to(file) for file in files}
 
 
 def split_files(folder: Path, manifest: DatasetManifest, split: str) -> list[Path]:

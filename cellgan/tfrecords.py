@@ -12,9 +12,10 @@ and two checksums; the whole file is compressed by GZIP.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,27 @@ def write_records(path: Path, blocks: Iterable[Iterable[bytes]]) -> None:
     OSError
         If the file cannot be written.
     """
+    with open_records(path) as write:
+        for block in blocks:
+            write(block)
+
+
+@contextlib.contextmanager
+def open_records(path: Path) -> Iterator[Callable[[Iterable[bytes]], None]]:
+    """Open a compressed TFRecord file; yield what appends records to it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     compressor = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=GZIP_WINDOW)
     with path.open("wb") as file:
-        for block in blocks:
-            framed = b"".join(map(_frame, block))
-            file.write(compressor.compress(framed))
+
+        def write(block: Iterable[bytes]) -> None:
+            file.write(compressor.compress(b"".join(map(_frame, block))))
+
+        yield write
         file.write(compressor.flush())
 
 

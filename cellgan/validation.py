@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 from sklearn.decomposition import PCA
 
-from cellgan.batches import evaluation_batches
+from cellgan.batches import CellBatch, evaluation_batches
 from cellgan.evaluation import plots
 from cellgan.experiment import Experiment
 from cellgan.manifest import RNA, DatasetManifest
@@ -124,6 +124,7 @@ class Validation:
                 n_cells=len(real),
                 seed=derive_seed(self._experiment.parameters.training.seed, "map"),
                 library_sizes=real.library_sizes,
+                source=self._sources(real),
             )
         )
         if not self._is_chief:
@@ -144,6 +145,24 @@ class Validation:
         if generated.latent is not None and real.latent is not None:
             latents = np.concatenate([real.latent, generated.latent])
             self._draw_latents(step, latents)
+
+    def _sources(self, real: RealCells) -> CellBatch | None:
+        """Return, for a model that edits cells, each cell's neighbour in the records.
+
+        Edited to the categories of another cell they show what a model changes.
+        """
+        if not self._experiment.parameters.model.is_additive:
+            return None
+        neighbours = np.roll(np.arange(len(real)), 1)
+        values = real.expression[neighbours].toarray()
+        sizes = real.library_sizes[RNA][neighbours]
+        if self._manifest.record_values == "counts":
+            values *= (sizes / self._manifest.target_library_size)[:, None]
+        return CellBatch(
+            {RNA: tf.constant(values, tf.float32)},
+            {RNA: tf.constant(sizes, tf.float32)},
+            {name: tf.constant(of[neighbours]) for name, of in real.codes.items()},
+        )
 
     def _draw_map(
         self, step: int, path: Path, points: npt.NDArray[np.float32], what: str

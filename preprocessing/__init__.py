@@ -60,6 +60,10 @@ def process(
             return None
         logger.info("%s: replacing %s", experiment.name, folder)
     _check_place(experiment)
+    if experiment.parameters.input_ds.chunks is not None:
+        from preprocessing.process_chunks import process_chunks  # noqa: PLC0415
+
+        return process_chunks(experiment)
     for key, raw_input in _raw_inputs(experiment).items():
         raw_format(raw_input, key)
     # Loads AnnData, which what was answered above does not need.

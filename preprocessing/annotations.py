@@ -56,11 +56,17 @@ def require_column(obs: pd.DataFrame, column: str, where: str) -> None:
 def as_text(column: pd.Series) -> npt.NDArray[Any]:
     """Return a column as text, ``(n_cells,)`` of str; ``""`` where there is no value.
 
-    Numbers that are integers are written as such, 1.0 as "1".
+    Numbers that are integers are written as such, 1.0 as "1"; spaces around text go.
+
+    Raises
+    ------
+    DataError
+        If a value is a list or another collection.
     """
     values = column.astype(object)
     return np.array(
-        ["" if pd.isna(value) else _text(value) for value in values], dtype=object
+        ["" if _is_missing(value) else _text(value).strip() for value in values],
+        dtype=object,
     )
 
 
@@ -134,6 +140,16 @@ def _text(value: Any) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, list | tuple | set | dict | np.ndarray):
+        msg = (
+            f"an obs column holds {str(value)[:60]}, several values for one cell. Join "
+            'them into one text, for example "a+b", in the raw file.'
+        )
+        raise DataError(msg)
+    return bool(pd.isna(value))
 
 
 def _make_unique(names: Iterable[str]) -> list[str]:

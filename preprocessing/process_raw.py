@@ -27,7 +27,14 @@ from preprocessing.experiment_folder import (
     timed,
     write_experiment,
 )
-from preprocessing.raw_counts import OUR_COLUMNS, RawCells, read_atac, read_counts
+from preprocessing.fields import field_specifications
+from preprocessing.raw_counts import (
+    OUR_COLUMNS,
+    RawCells,
+    read_atac,
+    read_counts,
+    with_values,
+)
 from preprocessing.sparse_blocks import (
     keep,
     row_sums,
@@ -74,6 +81,11 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         parameters.raw_input,
     )
     shape_before, source = raw.counts.shape, raw.source
+    fields = field_specifications(raw.obs, parameters)
+    has_values = with_values(raw.obs, parameters)
+    if not has_values.all():
+        raw = _rows(raw, has_values)
+        raw_atac = raw_atac and _rows(raw_atac, has_values)
     n_peaks = raw_atac.counts.shape[1] if raw_atac else 0
     with timed(seconds, "filter"):
         cells, atac = filter_counts(raw, raw_atac, parameters)
@@ -83,7 +95,7 @@ def process_raw(experiment: Experiment) -> ProcessingSummary:
         add_covariates(cells, parameters)
     with timed(seconds, "split"):
         add_splits(cells, parameters)
-    sizes = write_experiment(experiment, cells, seconds, atac)
+    sizes = write_experiment(experiment, cells, seconds, atac, fields=fields)
     label = cells.obs[parameters.clustering.label]
     others = {
         name: cells.obs[name].value_counts(sort=False).to_dict()
@@ -134,7 +146,7 @@ def filter_counts(
     kept = [
         number >= least for number, (_, least) in zip(n_cells, matrices, strict=True)
     ]
-    _require_enough(rna, cells, kept, parameters)
+    enough_left(cells, kept[0], n_genes, parameters, kept[1] if len(kept) > 1 else None)
     filtered = _annotated(rna, cells, kept[0], n_cells[0], OUR_COLUMNS)
     if atac is None:
         return FilteredCells(filtered, None)
@@ -150,6 +162,10 @@ def filter_counts(
     return FilteredCells(
         filtered, _annotated(atac, cells, kept[1], n_cells[1], ATAC_COLUMNS)
     )
+
+
+def _rows(raw: RawCells, rows: npt.NDArray[np.bool_]) -> RawCells:
+    return raw._replace(counts=raw.counts[rows], obs=raw.obs[rows])
 
 
 def _settle(
@@ -178,27 +194,41 @@ def _settle(
         cells = expressed
 
 
-def _require_enough(
-    rna: RawCells,
+def enough_left(
     cells: npt.NDArray[np.bool_],
-    kept: Sequence[npt.NDArray[np.bool_]],
+    genes: npt.NDArray[np.bool_],
+    n_genes: npt.NDArray[np.int64],
     parameters: InputParameters,
+    peaks_kept: npt.NDArray[np.bool_] | None = None,
 ) -> None:
-    """Refuse filters that leave too few cells, genes or peaks."""
+    """Refuse filters that leave too few cells, genes or peaks.
+
+    Parameters
+    ----------
+    cells, genes, peaks_kept
+        Which are kept.
+    n_genes
+        Genes that each cell expresses, before filters.
+
+    Raises
+    ------
+    DataError
+        With what is left, and what to lower.
+    """
+    kept = [genes] if peaks_kept is None else [genes, peaks_kept]
     if cells.sum() >= LEAST_CELLS and all(k.sum() >= LEAST_GENES for k in kept):
         return
     filtering, atac = parameters.filtering, parameters.atac
-    n_genes = np.diff(rna.counts.indptr)
     peaks = ""
-    if atac is not None:
+    if atac is not None and peaks_kept is not None:
         peaks = (
-            f" (input_ds.atac.min_cells {atac.min_cells}: {kept[1].sum()} of "
-            f"{len(kept[1])} peaks)"
+            f" (input_ds.atac.min_cells {atac.min_cells}: {peaks_kept.sum()} of "
+            f"{len(peaks_kept)} peaks)"
         )
     msg = (
         f"input_ds.filtering: min_genes {filtering.min_genes} and min_cells "
         f"{filtering.min_cells} leave {cells.sum()} of {len(cells)} cells and "
-        f"{kept[0].sum()} of {len(kept[0])} genes{peaks}; at least {LEAST_CELLS} cells "
+        f"{genes.sum()} of {len(genes)} genes{peaks}; at least {LEAST_CELLS} cells "
         f"and {LEAST_GENES} genes are needed.\n    A cell expresses "
         f"{np.median(n_genes):g} genes (median). Lower min_genes or min_cells, and "
         f"check that the file holds cells x genes, not the reverse."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from cellgan.config import InputParameters
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.manifest import ATAC
 from preprocessing.annotations import (
+    as_text,
     require_column,
     with_unique_names,
 )
@@ -22,6 +24,9 @@ from preprocessing.sparse_blocks import UnsuitableValueError
 
 OUR_COLUMNS = ("n_genes", "n_counts", "split")
 SHOWN_CELLS = 3
+UNKNOWN = "unknown"
+
+logger = logging.getLogger(__name__)
 
 
 class RawCells(NamedTuple):
@@ -57,12 +62,12 @@ def read_counts(parameters: InputParameters) -> RawCells:
         If the file cannot be read, lacks a column, or holds no counts where they
         should be.
     """
-    columns = _columns(parameters)
+    columns = needed_columns(parameters)
     with open_raw_file(parameters.raw_input, tuple(columns)) as raw:
         for column, where in columns.items():
             require_column(raw.obs, column, where)
         place = CountsPlace(parameters.raw_input, parameters.layer, "input_ds", "gene")
-        return _choose_counts(place, raw, counts=parameters.counts)
+        return choose_counts(place, raw, counts=parameters.counts)
 
 
 def read_atac(parameters: InputParameters, cells: pd.Index) -> RawCells | None:
@@ -82,7 +87,7 @@ def read_atac(parameters: InputParameters, cells: pd.Index) -> RawCells | None:
     place = CountsPlace(raw_input, atac.layer, "input_ds.atac", "peak")
     with open_raw_file(raw_input, modality=ATAC) as raw:
         order = cell_order(cells, raw.obs.index, raw_input)
-        found = _choose_counts(place, raw, counts=parameters.counts)
+        found = choose_counts(place, raw, counts=parameters.counts)
     if atac.values == "binary":
         found.counts.data[:] = 1
     if order is None:
@@ -138,8 +143,46 @@ def cell_order(
     return others.get_indexer(cells)
 
 
-def _columns(parameters: InputParameters) -> dict[str, str]:
-    """Return the obs columns that must be there, and the parameter that names each."""
+def with_values(
+    obs: pd.DataFrame, parameters: InputParameters
+) -> npt.NDArray[np.bool_]:
+    """Return which cells have a value in every column that is used.
+
+    As `parameters` say: the column says ``"unknown"`` from now on where there is none,
+    or the cell is to be dropped; otherwise all cells are taken, to be refused later.
+    """
+    has_values = np.ones(len(obs), bool)
+    if parameters.missing == "refuse":
+        return has_values
+    names = [*parameters.other_covariates]
+    if parameters.clustering.res is None:
+        names.append(parameters.clustering.label)
+    for name in names:
+        texts = as_text(obs[name])
+        is_missing = texts == ""
+        if parameters.missing == "drop":
+            has_values &= ~is_missing
+        elif is_missing.any():
+            obs[name] = np.where(is_missing, UNKNOWN, texts)
+        if is_missing.any():
+            what = "left out" if parameters.missing == "drop" else f'now "{UNKNOWN}"'
+            logger.info(
+                'obs column "%s": %d cells have no value, %s',
+                name,
+                is_missing.sum(),
+                what,
+            )
+    return has_values
+
+
+def needed_columns(parameters: InputParameters) -> dict[str, str]:
+    """Return the obs columns that must be there, and the parameter that names each.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is a column of ours.
+    """
     clustering, split = parameters.clustering, parameters.split
     ours = dict.fromkeys(parameters.other_covariates, "covariates name")
     ours[clustering.label] = "clustering: key is"
@@ -158,7 +201,7 @@ def _columns(parameters: InputParameters) -> dict[str, str]:
     return columns
 
 
-def _choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells:
+def choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells:
     """Read the first matrix that suits; say what is wrong with each if none does."""
     raw_input, layer, key, feature = place
     layers = ", ".join(raw.matrices) or "none"

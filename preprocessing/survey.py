@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
 from cellgan.manifest import DatasetManifest
 from preprocessing.experiment_folder import make_manifest
@@ -45,6 +46,12 @@ def survey(experiment: Experiment) -> Survey:
     if experiment.is_processed:
         return Survey(experiment.manifest(), _stored_values(experiment.processed_file))
     parameters = experiment.parameters.input_ds
+    if parameters.chunks is not None:
+        msg = (
+            "--estimate: cells in chunks are not surveyed, which takes as long as "
+            "processing. Run --process first."
+        )
+        raise ConfigError(msg)
     raw = read_counts(parameters)
     raw_atac = read_atac(parameters, raw.obs.index)
     cells, atac = filter_counts(raw, raw_atac, parameters)

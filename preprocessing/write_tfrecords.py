@@ -87,7 +87,7 @@ def write_tfrecords(  # noqa: PLR0913 -- two modalities, and what of them
     def write(file: str) -> None:
         starts = range(0, len(rows_of[file]), BLOCK_CELLS)
         cuts = (rows_of[file][start : start + BLOCK_CELLS] for start in starts)
-        blocks = (_cells(adata, rows, schema, scale, atac) for rows in cuts)
+        blocks = (cell_records(adata, rows, schema, scale, atac) for rows in cuts)
         write_shard(folder / file, _counted(blocks, bar), schema)
 
     with (
@@ -125,13 +125,14 @@ def assign_files(splits: Iterable[str], seed: int) -> dict[str, npt.NDArray[np.i
     }
 
 
-def _cells(
+def cell_records(
     adata: ad.AnnData,
     rows: npt.NDArray[np.int64],
     schema: RecordSchema,
     scale: int | None,
-    atac: ad.AnnData | None,
+    atac: ad.AnnData | None = None,
 ) -> CellRecords:
+    """Return some cells as records hold them; `scale` is None for counts."""
     obs = adata.obs.iloc[rows]
     values = adata.X[rows]
     totals = values.sum(axis=1).A1

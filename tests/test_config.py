@@ -456,8 +456,8 @@ def test_wrong_generation_option_is_named(given: Any, message: str) -> None:
 
 
 LATENT_ONLY = (
-    r'no meaning for the model type "cscGAN", only for CFGen, cfDiffusion\. '
-    "Leave it out"
+    r'no meaning for the model type "cscGAN", only for CFGen, cfDiffusion'
+    r"(, cycleAE)?\. Leave it out"
 )
 WRONG_STAGES = {
     "unknown stage": (

@@ -72,6 +72,15 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
     assert_same_variables(resumed, whole)
 
 
+def test_resume_is_exact_for_the_cycle_autoencoder(tmp_path):
+    whole, resumed = STAGES["cycle"](), STAGES["cycle"]()
+    schedule = Schedule(6, 0, 0, 0, 3)
+    train(tmp_path / "whole", whole, schedule)
+    keep_checkpoints(tmp_path, "cycle/checkpoints/model-3")
+    train(tmp_path / "cut", resumed, schedule)
+    assert_same_variables(resumed, whole)
+
+
 @pytest.mark.slow
 def test_resume_is_exact_for_the_autoencoder_of_cfgen(tmp_path):
     whole, resumed = make_cfgen_stages()[0], make_cfgen_stages()[0]

@@ -1,7 +1,7 @@
 """Training for tests: in this process, or as a program that is killed or distributed.
 
-Stages are a linear one, tiny GANs, those of a tiny CFGen and of a tiny cfDiffusion, on
-cells that are a function of their number.
+Stages are a linear one, tiny GANs, and those of a tiny CFGen, cfDiffusion and cycle
+autoencoder, on cells that are a function of their number.
 """
 
 from __future__ import annotations
@@ -91,6 +91,17 @@ def make_cfdiffusion_stages() -> tuple[TrainingStage, ...]:
     }
     manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
     return build_model(parse_experiment(block, "test"), manifest).stages()
+
+
+def make_cycle_stage() -> TrainingStage:
+    """Build the stage of a tiny cycle autoencoder."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {"type": "cycleAE", "n_latent": 3, "classifier_width": 4},
+    }
+    manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
+    (stage,) = build_model(parse_experiment(block, "test"), manifest).stages()
+    return stage
 
 
 def every_cell() -> CellBatch:
@@ -199,6 +210,7 @@ STAGES = {
     "autoencoder": lambda: make_cfgen_stages()[0],
     "flow": lambda: make_cfgen_stages()[1],
     "diffusion": lambda: make_cfdiffusion_stages()[1],
+    "cycle": make_cycle_stage,
 }
 
 

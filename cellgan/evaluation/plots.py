@@ -229,6 +229,53 @@ def guidance_figure(
     save(figure, path)
 
 
+def influence_figure(
+    path: Path,
+    labels: Mapping[str, Mapping[str, float]],
+    categories: Mapping[str, Mapping[str, float]],
+    title: str,
+) -> None:
+    """Draw what heads contribute, by label, and by category of their own field.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    labels
+        Label -> head -> share of the contributions of the label's cells, from 0 to 1.
+    categories
+        Field -> category -> share of the field's head in cells of the category.
+    title
+        Of the figure.
+    """
+    heads = list(next(iter(labels.values())))
+    colours = dict(zip(heads, _colours(len(heads)), strict=True))
+    n_bars = max(len(labels), sum(map(len, categories.values())))
+    figure = Figure(figsize=(12, 2 + 0.3 * n_bars), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    start = np.zeros(len(labels))
+    for head in heads:
+        shares = np.array([of[head] for of in labels.values()])
+        left.barh(list(labels), shares, left=start, color=colours[head], label=head)
+        start += shares
+    left.set(xlim=(0, 1), xlabel="share of contributions", title="by label")
+    for field, of_field in categories.items():
+        names = [f"{field}: {category}" for category in of_field]
+        right.barh(names, list(of_field.values()), color=colours[field])
+    right.set(xlabel="share of the field's head in its own cells", title="by category")
+    for axes in (left, right):
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        handles=[_handle("s", colour, head) for head, colour in colours.items()],
+        loc="outside lower center",
+        ncols=min(len(heads), 8),
+        frameon=False,
+    )
+    figure.suptitle(title)
+    save(figure, path)
+
+
 def embed(
     cells: npt.NDArray[np.float32],
     *,

@@ -254,6 +254,69 @@ class GenerativeModel(abc.ABC):
         return None
 
 
+@dataclasses.dataclass(frozen=True)
+class EditedCells:
+    """Cells that were taken to other categories, and what they are the sum of."""
+
+    values: npt.NDArray[np.float32]
+    """``(n_cells, n_genes)``, on the scale that the model was trained on."""
+    contributions: Mapping[str, npt.NDArray[np.float32]]
+    """By head, ``(n_cells, n_genes)``: they sum to `values`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loadings:
+    """What the heads of an additive model weigh genes by."""
+
+    base: npt.NDArray[np.float32]
+    """``(n_genes, n_latent)``."""
+    categories: Mapping[str, npt.NDArray[np.float32]]
+    """By field, ``(n_categories, n_genes, n_latent)``: what a unit of each dimension of
+    a cell adds to every gene if the cell is, and stays, of a category."""
+
+
+class AdditiveModel(GenerativeModel):
+    """A model that edits cells: what it returns is the sum of what its heads add."""
+
+    scale: str
+    """Of `EditedCells.values`, in words."""
+
+    @abc.abstractmethod
+    def heads(self) -> tuple[str, ...]:
+        """Return the names of the heads: the base, then the fields in order."""
+
+    @abc.abstractmethod
+    def expression(self, cells: CellBatch) -> npt.NDArray[np.float32]:
+        """Return cells ``(n_cells, n_genes)`` on the scale of `EditedCells.values`."""
+
+    @abc.abstractmethod
+    def edit(
+        self, cells: CellBatch, target: Mapping[str, npt.NDArray[np.int32]]
+    ) -> EditedCells:
+        """Take cells to other categories.
+
+        Parameters
+        ----------
+        cells
+            With the codes of all fields.
+        target
+            Codes ``(n_cells,)`` by field; fields that are not named stay.
+        """
+
+    @abc.abstractmethod
+    def category_means(self, cells: CellBatch) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Return what a field's head adds to cells on average, were all of a category.
+
+        Returns
+        -------
+        By field, ``(n_categories, n_genes)``.
+        """
+
+    @abc.abstractmethod
+    def loadings(self) -> Loadings:
+        """Return what the heads weigh genes by."""
+
+
 def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     """Return whether to compile with XLA; ``"auto"`` does on a GPU."""
     if jit == "auto":

@@ -101,6 +101,8 @@ def test_process_writes_a_complete_folder_and_nothing_beside_it(make_experiment)
     assert {path.name for path in experiment.folder.iterdir()} == {
         "parameters.json",
         "manifest.json",
+        "fields.json",
+        "vocabulary.json",
         "processed.h5ad",
         "TF_records",
     }
