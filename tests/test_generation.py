@@ -93,6 +93,7 @@ def test_provenance_says_where_cells_come_from(tmp_path):
         "scale": "library-size-normalised to 1000, no log",
         "are_counts": False,
         "request": "{}",
+        "source": "drawn from the model",
     }
     assert versions["cellgan"] == cellgan.__version__
     assert versions["python"] == platform.python_version()
