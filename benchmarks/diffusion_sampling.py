@@ -220,7 +220,7 @@ def report_quality(experiment: Experiment, n_seeds: int) -> list[Row]:
         for name, solver in JUDGED.items():
             values = []
             for seed in range(n_seeds):
-                trained.write(path, seed=seed, solver=solver)
+                trained.write(path, seed=seed, solver=solver, quiet=True)
                 compared = compare_experiment(experiment, path, seed=seed)
                 found = measures(compared, "generated", seed)
                 values.append([found[name] for name in SHOWN])
@@ -235,12 +235,11 @@ def report_quality(experiment: Experiment, n_seeds: int) -> list[Row]:
 
 
 def sampling_seconds(trained: TrainedModel, solver: SolverSettings) -> float:
-    """Return seconds of processor time of 2,048 cells, compiled before."""
+    """Return seconds of processor time of 2,048 cells; call after a first run."""
     manifest = trained.manifest
     codes = assign_covariates([({}, 2048)], manifest)
     sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
     request = GenerationRequest(codes, 2048, 0, library_sizes=sizes, solver=solver)
-    trained.model.generate(request)
     started = time.process_time()
     trained.model.generate(request)
     return time.process_time() - started
@@ -255,7 +254,7 @@ def print_row(row: Row) -> None:
             row.values.mean(axis=0), row.values.std(axis=0), strict=True
         )
     )
-    print(f"{row.name:22}{seconds:>8}", *cells)
+    print(f"{row.name:22}{seconds:>8}", *cells, flush=True)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
