@@ -72,11 +72,8 @@ TIMED = {
 JUDGED = {
     **TIMED,
     "200 steps": SolverSettings("ddpm", 200),
-    "100 steps, cache 2": SolverSettings("ddpm", 100, cache_interval=2),
     "50 steps": SolverSettings("ddpm", 50),
-    "25 steps": SolverSettings("ddpm", 25),
     "DDIM 100": SolverSettings("ddim", 100),
-    "DDIM 50, eta 0.5": SolverSettings("ddim", 50, eta=0.5),
     "DDIM 50, eta 1": SolverSettings("ddim", 50, eta=1.0),
     "DDIM 20": SolverSettings("ddim", 20),
 }

@@ -28,7 +28,12 @@ def diffusion_manifest() -> DatasetManifest:
     manifest = make_manifest(labels, (30, 20, 10), n_genes=N_GENES)
     donors = CovariateVocabulary(("1", "2"))
     return dataclasses.replace(
-        manifest, covariates={**manifest.covariates, "donor": donors}
+        manifest,
+        covariates={**manifest.covariates, "donor": donors},
+        cells_per_category={
+            split: {**of_split, "donor": (30, 30) if split == "train" else (0, 0)}
+            for split, of_split in manifest.cells_per_category.items()
+        },
     )
 
 
