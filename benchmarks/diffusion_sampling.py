@@ -39,6 +39,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from cellgan.config import parse_experiment
 from cellgan.evaluation.cells import compare_experiment
@@ -256,7 +257,7 @@ def print_row(row: Row) -> None:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw each measure against the time, with the level of real cells."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     titles = ("squared MMD", "2-Wasserstein distance", "label agreement")
     *made, real = rows
     for axes, title, column in zip(
@@ -276,11 +277,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.annotate(
                 row.name,
                 (row.cpu, values.mean()),
-                xytext=(3, 3),
+                xytext=(2, 4),
                 textcoords="offset points",
+                rotation=60,
                 fontsize=6,
             )
         axes.set(xscale="log", xlabel="CPU seconds for 2,048 cells", title=title)
+        axes.margins(x=0.15, y=0.25)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
     handles = [
         figure.axes[0].scatter([], [], s=16, color=color, label=label)
@@ -290,7 +296,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             ("tab:blue", "DDIM"),
         )
     ]
-    figure.axes[0].legend(handles=handles, fontsize=7, frameon=False)
+    figure.axes[0].legend(handles=handles, fontsize=7, frameon=False, loc="center left")
     figure.savefig(path, dpi=150)
 
 
