@@ -25,9 +25,7 @@ import argparse
 import dataclasses
 import itertools
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +39,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
+from turns import Cost, Task, time_in_turn
 
 from cellgan.batches import (
     CellBatch,
@@ -75,14 +74,6 @@ GUIDANCE: Mapping[str, Mapping[str, float]] = {
     "one, scale 2": {"cell_type": 2, "donor": 0},
     "two covariates": {"cell_type": 2, "donor": 1.5},
 }
-Task = Callable[[], None]
-
-
-class Cost(NamedTuple):
-    """Seconds of one turn."""
-
-    wall: float
-    cpu: float
 
 
 class Cells(NamedTuple):
@@ -306,26 +297,6 @@ def cut(request: GenerationRequest, first: int, end: int) -> GenerationRequest:
 def first_cells(request: GenerationRequest, n_cells: int) -> GenerationRequest:
     """Return the part of a request that is its first cells."""
     return cut(request, 0, min(n_cells, request.n_cells))
-
-
-def time_in_turn(
-    tasks: Mapping[str, Task], n_repeats: int, *, warm: bool = True
-) -> dict[str, Cost]:
-    """Return the median costs, with `warm` after a turn that is not counted."""
-    for task in tasks.values() if warm else ():
-        task()
-    turns: dict[str, list[Cost]] = {name: [] for name in tasks}
-    for _ in range(n_repeats):
-        for name, task in tasks.items():
-            time.sleep(0.2)  # let the threads of the one before come to rest
-            wall, cpu = time.perf_counter(), time.process_time()
-            task()
-            cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
-            turns[name].append(cost)
-    return {
-        name: Cost(*(statistics.median(kind) for kind in zip(*costs, strict=True)))
-        for name, costs in turns.items()
-    }
 
 
 def print_header(name: str, unit: str) -> None:

@@ -22,9 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import tensorflow as tf
+from turns import Cost, Task, time_in_turn
 
 from cellgan.batches import CellBatch
 from cellgan.config import parse_experiment
@@ -53,14 +52,6 @@ FIELDS: Mapping[str, tuple[int, ...]] = {
 }
 TARGETS = {"fields of 5, 10, 2": 2, "a field of 500": 5}
 FIELD_SCALE, CLIP_NORM, BASE_DECAY, FIELD_DECAY = 0.0159, 10.0, 1e-4, 5e-4
-Task = Callable[[], None]
-
-
-class Cost(NamedTuple):
-    """Seconds of one turn."""
-
-    wall: float
-    cpu: float
 
 
 class Cells(NamedTuple):
@@ -157,24 +148,6 @@ def our_steps(stage: CycleStage, cells: Cells, n_steps: int) -> Task:
             steps.run(batches, start, start + 10)
 
     return run
-
-
-def time_in_turn(tasks: Mapping[str, Task], n_repeats: int) -> dict[str, Cost]:
-    """Return the median costs, after a turn that is not counted."""
-    for task in tasks.values():
-        task()
-    turns: dict[str, list[Cost]] = {name: [] for name in tasks}
-    for _ in range(n_repeats):
-        for name, task in tasks.items():
-            time.sleep(0.2)  # let the threads of the one before come to rest
-            wall, cpu = time.perf_counter(), time.process_time()
-            task()
-            cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
-            turns[name].append(cost)
-    return {
-        name: Cost(*(statistics.median(kind) for kind in zip(*costs, strict=True)))
-        for name, costs in turns.items()
-    }
 
 
 def print_costs(name: str, costs: Mapping[str, Cost], n_steps: int) -> None:

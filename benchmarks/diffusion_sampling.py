@@ -25,10 +25,9 @@ import argparse
 import dataclasses
 import math
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +39,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from turns import Task, time_in_turn
 
 from cellgan.config import parse_experiment
 from cellgan.evaluation.cells import compare_experiment
@@ -79,14 +79,6 @@ JUDGED = {
     "DDIM 20": SolverSettings("ddim", 20),
 }
 SHOWN = ("mmd_squared", "wasserstein_2", "label_agreement")
-Task = Callable[[], None]
-
-
-class Cost(NamedTuple):
-    """Seconds of one turn."""
-
-    wall: float
-    cpu: float
 
 
 def main() -> None:
@@ -132,7 +124,7 @@ def report_speed(n_cells: int, n_repeats: int) -> None:
     for name, task in tasks.items():
         if not name.startswith("PyTorch"):
             task()  # compiles
-    costs = time_in_turn(tasks, n_repeats)
+    costs = time_in_turn(tasks, n_repeats, warm=False)
     print(f"{n_cells} cells, latents of {N_LATENT}, widths {PAPER_WIDTHS}, guided\n")
     print(f"{'':22}{'s':>8}{'CPU s':>8}{'cells/s':>9}", end="")
     print(f"{'to PyTorch':>12}{'CPU':>7}{'to 1,000':>10}{'CPU':>7}")
@@ -179,22 +171,6 @@ def paper_model() -> LatentDiffusion:
     model = build_model(parse_experiment(block, "benchmark"), manifest)
     assert isinstance(model, LatentDiffusion)  # noqa: S101
     return model
-
-
-def time_in_turn(tasks: Mapping[str, Task], n_repeats: int) -> dict[str, Cost]:
-    """Return the median costs."""
-    turns: dict[str, list[Cost]] = {name: [] for name in tasks}
-    for _ in range(n_repeats):
-        for name, task in tasks.items():
-            time.sleep(0.2)  # let the threads of the one before come to rest
-            wall, cpu = time.perf_counter(), time.process_time()
-            task()
-            cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
-            turns[name].append(cost)
-    return {
-        name: Cost(*(statistics.median(kind) for kind in zip(*costs, strict=True)))
-        for name, costs in turns.items()
-    }
 
 
 class Row(NamedTuple):

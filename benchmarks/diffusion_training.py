@@ -20,9 +20,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
+from diffusion_sampling import N_LABELS, N_LATENT, torch
+from turns import Task, time_in_turn
 
 from cellgan.batches import (
     evaluation_batches,
@@ -47,11 +48,7 @@ from cellgan.models.denoiser import PAPER_WIDTHS
 from cellgan.training import CompiledSteps
 from preprocessing.write_tfrecords import write_tfrecords
 
-sys.path.insert(0, str(Path(__file__).parent))
-from diffusion_sampling import N_LABELS, N_LATENT, time_in_turn, torch
-
 BATCH, LAYERS = 128, (1024, 1024, 1024)
-Task = Callable[[], None]
 
 
 def main() -> None:
@@ -95,8 +92,6 @@ def print_rates(
     name: str, n_steps: int, tasks: dict[str, Task], n_repeats: int
 ) -> None:
     """Time tasks in turn and print how many steps each does in a second."""
-    for task in tasks.values():
-        task()
     costs = time_in_turn(tasks, n_repeats)
     for who, (wall, cpu) in costs.items():
         print(f"{name:30}{who:>10}{n_steps / wall:9.1f}{n_steps / cpu:11.1f}", end="")
