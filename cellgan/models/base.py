@@ -317,6 +317,40 @@ class AdditiveModel(GenerativeModel):
         """Return what the heads weigh genes by."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What a model makes of given cells when it encodes and decodes them."""
+
+    latent: npt.NDArray[np.float32]
+    """``(n_cells, n_latent)``; of a random latent, its mean."""
+    expression: npt.NDArray[np.float32]
+    """Shares of genes ``(n_cells, n_genes)``, rows sum to 1."""
+    negative_log_likelihood: npt.NDArray[np.float32] | None = None
+    """Of the cells' counts, summed over genes, ``(n_cells,)``; None without one."""
+    elbo: npt.NDArray[np.float32] | None = None
+    """Lower bound of the cells' log-likelihood, ``(n_cells,)``; None without one."""
+
+
+class ReconstructingModel(GenerativeModel):
+    """A model that encodes cells and decodes them again."""
+
+    @abc.abstractmethod
+    def reconstruct(
+        self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
+    ) -> Reconstruction:
+        """Encode and decode cells.
+
+        Parameters
+        ----------
+        cells
+            Counts, with the codes of the model's covariates.
+        n_samples
+            Draws of a random latent whose expression is averaged; 0 decodes its mean.
+        seed
+            Of the draws.
+        """
+
+
 def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     """Return whether to compile with XLA; ``"auto"`` does on a GPU."""
     if jit == "auto":
