@@ -48,7 +48,7 @@ from cellgan.batches import (
     training_batches,
 )
 from cellgan.config import parse_experiment
-from cellgan.generation import piece_size, sparse_rows
+from cellgan.generation import piece_size
 from cellgan.manifest import RNA, CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings
@@ -278,8 +278,7 @@ def our_cells(model: LatentFlow, request: GenerationRequest) -> sp.csr_matrix:
     pieces = []
     for first in range(0, request.n_cells, size):
         part = cut(request, first, min(first + size, request.n_cells))
-        made = model.generate(part).features[RNA]
-        pieces.append(sparse_rows(made))
+        pieces.append(model.generate(part).features[RNA])
     return sp.vstack(pieces, format="csr")
 
 

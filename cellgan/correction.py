@@ -38,7 +38,7 @@ from cellgan.evaluation.integration import (
     integration,
 )
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation import TrainedModel, piece_size, sparse_rows, versions
+from cellgan.generation import TrainedModel, piece_size, versions
 from cellgan.manifest import RNA
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.wanted_cells import check_condition, check_guidance
@@ -249,7 +249,7 @@ def _moved(
             before.append(trained.model.latents(source.features))
             after.append(made.latent)
             for modality, values in made.features.items():
-                counts[modality].append(sparse_rows(values))
+                counts[modality].append(values)
             bar.update(rows.stop - first)
     return (
         np.concatenate(before),

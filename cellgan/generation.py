@@ -41,7 +41,12 @@ from cellgan.experiment import Experiment
 from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import GanConfig
-from cellgan.models.base import GenerationRequest, GenerativeModel, SolverSettings
+from cellgan.models.base import (
+    GenerationRequest,
+    GenerativeModel,
+    SolverSettings,
+    sparse_rows,
+)
 from cellgan.source_cells import SourceCells, draw_sources
 from cellgan.wanted_cells import (
     Codes,
@@ -352,15 +357,15 @@ class TrainedModel:
         features = dict(generated.features)
         if request.counts and not generated.are_counts:
             codes = request.codes[self.manifest.label][first:end]
-            features[RNA] = to_counts(
-                features[RNA],
+            counts = to_counts(
+                features[RNA].toarray(),
                 codes if self._knows_labels else None,
                 self.manifest,
                 seed=request.seed,
                 first_cell=first,
             )
-        sparse = {name: sparse_rows(values) for name, values in features.items()}
-        return Piece(sparse, request.counts or generated.are_counts)
+            features[RNA] = sparse_rows(counts)
+        return Piece(features, request.counts or generated.are_counts)
 
     def _frames(
         self, request: Request, *, are_counts: bool
@@ -434,16 +439,6 @@ def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:
 
     with mudata.set_options(pull_on_update=False):
         return mudata.MuData(dict(frames))
-
-
-def sparse_rows(values: npt.NDArray[np.float32]) -> sp.csr_matrix:
-    """Return a dense matrix as a sparse one, four times as fast as SciPy does."""
-    n_rows, n_columns = values.shape
-    positions = np.flatnonzero(values != 0)
-    starts = np.searchsorted(positions, np.arange(n_rows + 1) * n_columns)
-    columns = (positions % n_columns).astype(np.int32)
-    kept = np.ravel(values)[positions].astype(np.float32, copy=False)
-    return sp.csr_matrix((kept, columns, starts.astype(np.int32)), values.shape)
 
 
 def piece_size(n_genes: int) -> int:

@@ -32,7 +32,7 @@ from cellgan.batches import CellBatch
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation import TrainedModel, piece_size, sparse_rows, versions
+from cellgan.generation import TrainedModel, piece_size, versions
 from cellgan.manifest import RNA
 from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
 from cellgan.wanted_cells import (
@@ -215,7 +215,7 @@ def _cells(
     values, latents = [], []
     for first in range(0, request.n_cells, size):
         made = trained.model.generate(_between(request, first, first + size))
-        values.append(sparse_rows(made.features[RNA]))
+        values.append(made.features[RNA])
         latents.append(np.asarray(made.latent, np.float32))
     return sp.vstack(values, format="csr"), np.concatenate(latents)
 

@@ -18,6 +18,7 @@ from cellgan.models.base import (
     GenerationRequest,
     GenerativeModel,
     TrainingStage,
+    sparse_rows,
 )
 from tests.manifests import make_manifest
 
@@ -52,7 +53,9 @@ class FakeModel(GenerativeModel):
         cells = request.first_cell + np.arange(request.n_cells)
         codes = request.covariates[self.manifest.label]
         features = {
-            modality: fake_expression(request.seed + index, cells, codes, len(names))
+            modality: sparse_rows(
+                fake_expression(request.seed + index, cells, codes, len(names))
+            )
             for index, (modality, names) in enumerate(self.manifest.features.items())
         }
         return GeneratedCells(features, self.are_counts)

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan import estimate, models
@@ -43,7 +44,7 @@ class SlowModel(FakeModel):
         is_first = not self.requests
         self.requests.append(request)
         time.sleep(request.n_cells * SECONDS_PER_CELL * (5 if is_first else 1))
-        return GeneratedCells({"rna": np.zeros((0, 0), np.float32)}, are_counts=False)
+        return GeneratedCells({"rna": sp.csr_matrix((0, 0))}, are_counts=False)
 
 
 @pytest.fixture

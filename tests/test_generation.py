@@ -19,9 +19,9 @@ import cellgan
 from cellgan import generation
 from cellgan.config import as_json
 from cellgan.errors import CellganError, ConfigError, DataError
-from cellgan.generation import piece_size, sparse_rows
+from cellgan.generation import piece_size
 from cellgan.manifest import CovariateVocabulary
-from cellgan.models.base import SolverSettings
+from cellgan.models.base import SolverSettings, sparse_rows
 from tests.fake_model import fake_expression, make_trained
 from tests.manifests import make_combination, make_manifest
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import tensorflow as tf
 
 MEAN_EPSILON = 1e-8
@@ -47,6 +48,29 @@ PHILOX = 1
 NUMBERS_PER_COUNTER = 4
 
 
+class DrawnCounts(NamedTuple):
+    """Counts of cells: most entries are 0, and those that are not listed are."""
+
+    entries: tf.Tensor
+    """Increasing int64, ``(n_listed,)``: ``row * n_features + column``."""
+    values: tf.Tensor
+    """Whole numbers, ``(n_listed,)`` float32; some may be 0."""
+    shape: tf.Tensor
+    """``(n_cells, n_features)``."""
+
+    def matrix(self) -> sp.csr_matrix:
+        """Return the counts ``(n_cells, n_features)``, in memory."""
+        n_cells, n_features = map(int, self.shape)
+        values = self.values.numpy()
+        drawn = np.flatnonzero(values > 0)
+        entries = self.entries.numpy().take(drawn)
+        row_starts = np.arange(n_cells + 1) * n_features
+        ends = np.searchsorted(entries, row_starts)
+        columns = entries - np.repeat(row_starts[:-1], np.diff(ends))
+        parts = (values.take(drawn), columns.astype(np.int32), ends.astype(np.int32))
+        return sp.csr_matrix(parts, (n_cells, n_features))
+
+
 class NegativeBinomial(NamedTuple):
     """Negative binomial counts of variance ``mean + mean**2 / inverse_dispersion``."""
 
@@ -59,7 +83,7 @@ class NegativeBinomial(NamedTuple):
         """Return `negative_binomial_log_prob`."""
         return negative_binomial_log_prob(counts, self.mean, self.inverse_dispersion)
 
-    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> DrawnCounts:
         """Return `sample_negative_binomial`."""
         return sample_negative_binomial(
             self.mean, self.inverse_dispersion, seed, first_cell
@@ -81,7 +105,7 @@ class Poisson(NamedTuple):
         """Return `poisson_log_prob`."""
         return poisson_log_prob(counts, self.log_rate)
 
-    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> DrawnCounts:
         """Return `sample_poisson`."""
         return sample_poisson(self.mean, seed, first_cell)
 
@@ -101,7 +125,7 @@ class Bernoulli(NamedTuple):
         """Return `bernoulli_log_prob`."""
         return bernoulli_log_prob(counts, self.logits)
 
-    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> DrawnCounts:
         """Return `sample_bernoulli`."""
         return sample_bernoulli(self.mean, seed, first_cell)
 
@@ -318,7 +342,7 @@ def sample_negative_binomial(
     inverse_dispersion: tf.Tensor,
     seed: tf.Tensor,
     first_cell: int | tf.Tensor = 0,
-) -> tf.Tensor:
+) -> DrawnCounts:
     """Draw negative binomial counts.
 
     Parameters
@@ -335,7 +359,7 @@ def sample_negative_binomial(
 
     Returns
     -------
-    Whole numbers, ``(n_cells, n_genes)`` float32.
+    Those that are not 0, and some zeros.
 
     Notes
     -----
@@ -364,7 +388,7 @@ def sample_negative_binomial(
 
 def sample_poisson(
     rate: tf.Tensor, seed: tf.Tensor, first_cell: int | tf.Tensor = 0
-) -> tf.Tensor:
+) -> DrawnCounts:
     """Draw Poisson counts.
 
     Parameters
@@ -376,7 +400,7 @@ def sample_poisson(
 
     Returns
     -------
-    Whole numbers, ``(n_cells, n_features)`` float32.
+    Those that are not 0, and some zeros.
     """
 
     def of_entries(entries: tf.Tensor) -> _Counting:
@@ -391,7 +415,7 @@ def sample_poisson(
 
 def sample_bernoulli(
     probability: tf.Tensor, seed: tf.Tensor, first_cell: int | tf.Tensor = 0
-) -> tf.Tensor:
+) -> DrawnCounts:
     """Draw zeros and ones.
 
     Parameters
@@ -403,10 +427,13 @@ def sample_bernoulli(
 
     Returns
     -------
-    0 or 1, ``(n_cells, n_features)`` float32.
+    The ones.
     """
     tail = _to_uniform(_random_bits(probability, seed, first_cell), probability.dtype)
-    return tf.cast(tail <= probability, tf.float32)
+    ones = tf.where(tf.reshape(tail <= probability, [-1]))[:, 0]
+    return DrawnCounts(
+        ones, tf.ones_like(ones, tf.float32), tf.shape(probability, tf.int64)
+    )
 
 
 class _Counting(NamedTuple):
@@ -426,7 +453,7 @@ def _draw_counts(
     survival: Callable[..., tf.Tensor],
     seed: tf.Tensor,
     first_cell: int | tf.Tensor,
-) -> tf.Tensor:
+) -> DrawnCounts:
     """Return the largest ``k`` of each entry for which ``tail < P(X >= k)``.
 
     Parameters
@@ -439,10 +466,9 @@ def _draw_counts(
         Returns ``P(X >= k)`` of ``k`` and a distribution's parameters.
     """
     bits = tf.reshape(_random_bits(mean, seed, first_cell), [-1])
-    # P(X >= 1) is at most the mean: most zeros are known without it. The factor is for
-    # the rounding of both sides.
-    bound = tf.reshape(mean, [-1]) * (2.0**32 * (1 + 1e-6))
-    entries = tf.where(tf.cast(bits, mean.dtype) <= bound)[:, 0]
+    is_compiled = (mean.shape.num_elements() or 0) >= COMPILED_FROM
+    may_be_drawn = tf.function(_may_be_drawn, jit_compile=is_compiled, autograph=False)
+    entries = tf.where(may_be_drawn(bits, tf.reshape(mean, [-1])))[:, 0]
 
     def tails_of(entries: tf.Tensor) -> tf.Tensor:
         return _to_uniform(tf.gather(bits, entries), tf.float64)
@@ -450,7 +476,7 @@ def _draw_counts(
     # XLA compiles for a fixed number of entries.
     small = tf.function(
         lambda entries: _small_counts(tails_of(entries), of_entries(entries)),
-        jit_compile=(mean.shape.num_elements() or 0) >= COMPILED_FROM,
+        jit_compile=is_compiled,
         autograph=False,
     )
     n_entries = tf.size(entries)
@@ -467,14 +493,17 @@ def _draw_counts(
     counts = tf.tensor_scatter_nd_update(
         counts, larger[:, tf.newaxis], tf.cast(found, counts.dtype)
     )
-    drawn = tf.raw_ops.SparseToDense(
-        sparse_indices=entries,
-        output_shape=tf.size(mean, tf.int64)[tf.newaxis],
-        sparse_values=tf.cast(counts, tf.float32),
-        default_value=0.0,
-        validate_indices=False,
-    )
-    return tf.reshape(drawn, tf.shape(mean))
+    return DrawnCounts(entries, tf.cast(counts, tf.float32), tf.shape(mean, tf.int64))
+
+
+def _may_be_drawn(bits: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    """Return which entries may be above 0, without a logarithm of any.
+
+    ``P(X >= 1)`` is at most ``1 - exp(-mean)``, as of Poisson counts, and that at most
+    ``mean / (1 + mean / 2)``. The factor is for the rounding of both sides.
+    """
+    bound = mean / (1 + 0.5 * mean) * (2.0**32 * (1 + 1e-6))
+    return tf.cast(bits, mean.dtype) <= bound
 
 
 def _small_counts(tails: tf.Tensor, counting: _Counting) -> tuple[tf.Tensor, tf.Tensor]:

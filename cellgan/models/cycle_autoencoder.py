@@ -36,6 +36,7 @@ from cellgan.models.base import (
     TrainingStage,
     blocks_of,
     resolve_jit,
+    sparse_rows,
 )
 from cellgan.models.cycle_networks import (
     BASE,
@@ -145,7 +146,7 @@ class CycleAutoencoder(AdditiveModel):
         target = {name: request.covariates[name] for name in self._fields.names}
         edited = self.edit(request.source, target, keep_parts=False)
         values = self._scale.normalized(tf.constant(edited.values)).numpy()
-        return GeneratedCells({RNA: values}, are_counts=False)
+        return GeneratedCells({RNA: sparse_rows(values)}, are_counts=False)
 
     def heads(self) -> tuple[str, ...]:
         """Return the base and the fields."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
 import numpy as np
+import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan.config import ExperimentParameters
@@ -31,6 +32,7 @@ from cellgan.models.base import (
     TrainingStage,
     blocks_of,
     resolve_jit,
+    sparse_rows,
 )
 from cellgan.models.gan_networks import Critic, Generator
 from cellgan.models.gan_training import GanStage, Player, RealCells
@@ -102,7 +104,8 @@ class Gan(GenerativeModel):
             pieces.append(cells.numpy()[block.in_block])
         n_genes = self._generator.last.kernel.shape[1]
         empty = np.zeros((0, n_genes), dtype=np.float32)
-        features = np.concatenate([empty, *pieces], dtype=np.float32)
+        rows = [sparse_rows(of) for of in (empty, *pieces)]
+        features = sp.vstack(rows, format="csr")
         return GeneratedCells({RNA: features}, are_counts=False)
 
     @functools.cached_property

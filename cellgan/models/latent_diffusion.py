@@ -25,6 +25,7 @@ import tensorflow as tf
 from cellgan.config import ExperimentParameters
 from cellgan.errors import ConfigError, SamplingError
 from cellgan.layers import scale_to_library_size
+from cellgan.layers.likelihoods import DrawnCounts
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.models.autoencoder import AutoencoderStage
@@ -46,6 +47,7 @@ from cellgan.models.latents import (
     LATENT,
     LatentScale,
     block_size,
+    cells_of_block,
     fold_in,
     joined_cells,
 )
@@ -160,7 +162,7 @@ class LatentDiffusion(GenerativeModel):
         gates, rows, weights = self._conditions(request)
         pulls = self._pulls(request)
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
-        pieces: list[dict[str, Rows]] = []
+        pieces = []
         for block in blocks_of(request, self._block_size):
             of_block, of_weights = (
                 np.stack([block.padded(of_branch) for of_branch in of_cells])
@@ -188,7 +190,7 @@ class LatentDiffusion(GenerativeModel):
                 tf.constant((derive_seed(request.seed, "counts"), 0), tf.int32),
                 tf.constant(block.number * self._block_size, tf.int64),
             )
-            pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
+            pieces.append(cells_of_block(made, block))
         return joined_cells(pieces, are_counts=self._config.makes_counts)
 
     def latents(self, features: Mapping[str, tf.Tensor]) -> Rows:
@@ -388,7 +390,7 @@ class LatentDiffusion(GenerativeModel):
         sizes: Mapping[str, tf.Tensor],
         seed: tf.Tensor,
         first_cell: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
+    ) -> dict[str, tf.Tensor | DrawnCounts]:
         latent = self._scale.restore(scaled)
         if self._config.diffusion.project_to_sphere:
             latent = self._autoencoder.on_sphere(latent)

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.config import ExperimentParameters
+from cellgan.layers.likelihoods import DrawnCounts
 from cellgan.manifest import DatasetManifest
 from cellgan.model_configs import CfgenConfig
 from cellgan.models.autoencoder import AutoencoderStage, build_autoencoder
@@ -45,6 +46,7 @@ from cellgan.models.latents import (
     LatentScale,
     LatentStage,
     block_size,
+    cells_of_block,
     fold_in,
     joined_cells,
     padded_codes,
@@ -295,15 +297,17 @@ class LatentFlow(GenerativeModel):
         """
         branches = self._branches(request.guidance, request.covariates)
         forward = self._solver(branches, request.solver, reverse=False)
-        pieces: list[dict[str, npt.NDArray[np.float32]]] = []
+        categories = self._embedded_categories()
+        pieces = []
         for block in blocks_of(request, self._block_size):
-            start = self._start(request, block)
+            start = self._start(request, block, categories)
             codes = padded_codes(request.covariates, block)
             sizes = {
                 name: tf.constant(block.padded(of))
                 for name, of in (request.library_sizes or {}).items()
             }
-            latent = forward(start, *self._conditions(branches, codes, sizes))
+            conditions = self._conditions(branches, codes, sizes, categories)
+            latent = forward(start, *conditions)
             made = self._decode_block(
                 latent,
                 sizes,
@@ -311,7 +315,7 @@ class LatentFlow(GenerativeModel):
                 tf.constant((derive_seed(request.seed, "counts"), 0), tf.int32),
                 tf.constant(block.number * self._block_size, tf.int64),
             )
-            pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
+            pieces.append(cells_of_block(made, block))
         return joined_cells(pieces, are_counts=True)
 
     def latents(self, features: Mapping[str, tf.Tensor]) -> npt.NDArray[np.float32]:
@@ -324,7 +328,9 @@ class LatentFlow(GenerativeModel):
         with self._strategy.scope():
             return self._make_stages()
 
-    def _start(self, request: GenerationRequest, block: Block) -> tf.Tensor:
+    def _start(
+        self, request: GenerationRequest, block: Block, categories: tf.Tensor | None
+    ) -> tf.Tensor:
         """Return noise: drawn, or what source cells come from."""
         if request.source is None:
             seed = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
@@ -343,7 +349,8 @@ class LatentFlow(GenerativeModel):
         backward = self._solver(branches, request.solver, reverse=True)
         codes = padded_codes(of_source, block)
         latent = self._scale(self._encode(features))
-        return backward(latent, *self._conditions(branches, codes, sizes))
+        conditions = self._conditions(branches, codes, sizes, categories)
+        return backward(latent, *conditions)
 
     def _noise(self, seed: tf.Tensor, block_number: tf.Tensor) -> tf.Tensor:
         shape = (self._block_size, self._network.n_latent)
@@ -362,14 +369,15 @@ class LatentFlow(GenerativeModel):
         branches: Sequence[Branch],
         codes: Mapping[str, tf.Tensor],
         sizes: Mapping[str, tf.Tensor],
+        categories: tf.Tensor | None,
     ) -> tuple[tf.Tensor, ...]:
         """Return the condition embeddings that `VelocityNet.weighted` takes.
 
-        Where library sizes are no part of them, those of all categories and the row of
+        Where library sizes are no part of them, `_embedded_categories` and the row of
         each cell in each branch: time is then joined to each category once.
         """
         null_codes = self._network.null_codes
-        if self._network.uses_library_size:
+        if categories is None:
             # A request may name covariates that are not embedded, and leave out others.
             nulls = {
                 name: tf.fill((self._block_size,), null)
@@ -381,21 +389,35 @@ class LatentFlow(GenerativeModel):
                 for branch in branches
             ]
             return (tf.stack(embedded),)
-        first_rows, n_rows = {}, 1  # row 0 is without any covariate
-        for name, n_categories in null_codes.items():
-            first_rows[name], n_rows = n_rows, n_rows + n_categories
-        of_rows = {}
-        for name, null in null_codes.items():
-            column = np.full(n_rows, null, np.int32)
-            column[first_rows[name] : first_rows[name] + null] = np.arange(null)
-            of_rows[name] = tf.constant(column)
         rows = np.zeros((len(branches), self._block_size), np.int32)
         for index, (covariate, _) in enumerate(branches):
             if covariate is not None:
                 own = codes[covariate].numpy()
-                is_null = own == null_codes[covariate]
-                rows[index] = np.where(is_null, 0, first_rows[covariate] + own)
-        return self._condition(of_rows, {}), tf.constant(rows)
+                first = self._first_row(covariate)
+                rows[index] = np.where(own == null_codes[covariate], 0, first + own)
+        return categories, tf.constant(rows)
+
+    def _embedded_categories(self) -> tf.Tensor | None:
+        """Return the embedding of no covariate, row 0, then of every category alone.
+
+        None if an embedding is of a library size too, which every cell has its own of.
+        """
+        if self._network.uses_library_size:
+            return None
+        null_codes = self._network.null_codes
+        columns = {}
+        for name, null in null_codes.items():
+            column = np.full(1 + sum(null_codes.values()), null, np.int32)
+            first = self._first_row(name)
+            column[first : first + null] = np.arange(null)
+            columns[name] = tf.constant(column)
+        return self._condition(columns, {})
+
+    def _first_row(self, covariate: str) -> int:
+        """Return the row of a covariate's first category."""
+        names = list(self._network.null_codes)
+        before = names[: names.index(covariate)]
+        return 1 + sum(self._network.null_codes[name] for name in before)
 
     def _solver(
         self,
@@ -432,7 +454,7 @@ class LatentFlow(GenerativeModel):
         codes: tf.Tensor | None,
         seed: tf.Tensor,
         first_cell: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
+    ) -> dict[str, tf.Tensor | DrawnCounts]:
         latent = self._scale.restore(standardized)
         decoded = self._autoencoder.decode(latent, sizes, codes)
         counts = {

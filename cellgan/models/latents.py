@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.layers import SizedLayer
-from cellgan.models.base import Block, GeneratedCells, TrainingStage
+from cellgan.layers.likelihoods import DrawnCounts
+from cellgan.models.base import Block, GeneratedCells, TrainingStage, sparse_rows
 from cellgan.optimizers import update_weights
 
 LATENT = "latent"
@@ -162,15 +164,37 @@ def encoded(
     )
 
 
+def cells_of_block(
+    made: Mapping[str, tf.Tensor | DrawnCounts], block: Block
+) -> dict[str, Any]:
+    """Return what a request wants of a block, in memory: latents, and sparse features.
+
+    Parameters
+    ----------
+    made
+        Features by modality, and the latents as `LATENT`.
+    """
+    kept = {}
+    for name, of in made.items():
+        if isinstance(of, DrawnCounts):
+            values = of.matrix()
+        else:
+            values = of.numpy() if name == LATENT else sparse_rows(of.numpy())
+        kept[name] = values[block.in_block]
+    return kept
+
+
 def joined_cells(
-    pieces: Sequence[Mapping[str, npt.NDArray[np.float32]]], *, are_counts: bool
+    pieces: Sequence[Mapping[str, Any]], *, are_counts: bool
 ) -> GeneratedCells:
-    """Return the cells of consecutive blocks: features by modality, and latents."""
-    joined = {
-        name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]
+    """Return the cells of consecutive blocks, see `cells_of_block`."""
+    features = {
+        name: sp.vstack([piece[name] for piece in pieces], format="csr")
+        for name in pieces[0]
+        if name != LATENT
     }
-    latents = joined.pop(LATENT)
-    return GeneratedCells(joined, are_counts=are_counts, latent=latents)
+    latents = np.concatenate([piece[LATENT] for piece in pieces])
+    return GeneratedCells(features, are_counts=are_counts, latent=latents)
 
 
 def block_size(n_features: int) -> int:
