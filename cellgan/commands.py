@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import config, queue
 from cellgan.cell_requests import LIKE_DATA, check_save_path
+from cellgan.composition import Study
 from cellgan.errors import ConfigError, did_you_mean
-from cellgan.experiment import Experiment
+from cellgan.experiment import Experiment, write_json
 from cellgan.start import load_tensorflow
 from cellgan.wanted_cells import check_guidance, doubts, request_parts
 
@@ -72,6 +74,91 @@ def run_queue(
     if any(code not in ours for code in codes.values() if code):
         return 1
     return min((code for code in codes.values() if code), default=0)
+
+
+def process_composition(study: Study, *, overwrite: bool = False) -> None:
+    """Choose the cells of every corpus of a study, and write them.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `preprocessing.process_composition`.
+    """
+    from preprocessing.process_composition import (  # noqa: PLC0415  (loads AnnData)
+        process_composition,
+    )
+
+    process_composition(study, overwrite=overwrite)
+
+
+def train_composition(study: Study, gpus: Sequence[int]) -> int:
+    """Train the model of every mixture and seed that is not trained yet, as a queue.
+
+    Returns
+    -------
+    Exit code, as `run_queue`.
+
+    Raises
+    ------
+    DataError, ConfigError
+        If the study is not processed, or differently.
+    """
+    document = study.manifest()
+    experiments = study.experiments(document)
+    for experiment in experiments.values():
+        experiment.manifest()  # not processed: said before a process starts
+        experiment.check_frozen("input_ds")
+    waiting = [e for e in experiments.values() if not e.is_trained]
+    n_done, n_all = len(experiments) - len(waiting), len(experiments)
+    log.info("%s: %d of %d models are trained", study.name, n_done, n_all)
+    if not waiting:
+        return 0
+    write_json(study.experiments_file, study.experiments_document(document))
+    started = time.perf_counter()
+    ended: list[str] = []
+
+    def report(name: str, code: int) -> None:
+        ended.append(name)
+        minutes = (time.perf_counter() - started) / 60
+        left = minutes / len(ended) * (len(waiting) - len(ended))
+        log.info(
+            "%s: %d of %d models, %s %s; %.1f min so far, about %.1f min left",
+            study.name,
+            n_done + len(ended),
+            n_all,
+            name,
+            f"failed ({code})" if code else "trained",
+            minutes,
+            left,
+        )
+
+    groups = queue.visible_gpus(gpus)
+    if any(e.parameters.training.uses_all_gpus for e in waiting):
+        groups = [",".join(groups)]
+    arguments = ["--param", str(study.experiments_file), "--train", "--experiment"]
+    codes = queue.run_queue(
+        {e.name: [*arguments, e.name] for e in waiting}, groups, report
+    )
+    failed = [name for name, code in codes.items() if code]
+    if failed:
+        log.info("%s: failed: %s", study.name, ", ".join(failed))
+    return 1 if any(codes[name] != 2 for name in failed) else 2 if failed else 0
+
+
+def evaluate_composition(study: Study) -> None:
+    """Judge every model of a study on every evaluation set, and write the report.
+
+    Raises
+    ------
+    CheckpointError, ConfigError, DataError
+        As `cellgan.composition_scores.evaluate_composition`.
+    """
+    study.manifest()
+
+    load_tensorflow()
+    from cellgan import composition_scores  # noqa: PLC0415
+
+    composition_scores.evaluate_composition(study)
 
 
 def process(experiment: Experiment, *, overwrite: bool = False) -> None:
