@@ -13,7 +13,7 @@ models in single-cell biology. https://doi.org/10.1101/2025.02.19.639127
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ N_VARIABLE_GENES = 1000
 """Genes that cells are compared by, unless told otherwise."""
 
 Floats = npt.NDArray[np.float64]
-Cells = npt.NDArray[Any] | sp.csr_matrix
+Cells: TypeAlias = npt.NDArray[Any] | sp.csr_matrix
 """Counts ``(n_cells, n_genes)``, dense or sparse."""
 
 
@@ -278,7 +278,7 @@ def residual_table(
 
 def _per_10000(counts: Cells) -> Floats:
     """Return counts of cells scaled to a total of 10,000; zeros stay zeros."""
-    dense = counts.toarray() if sp.issparse(counts) else counts
+    dense: Any = counts.toarray() if sp.issparse(counts) else counts
     values = np.asarray(dense, np.float64)
     totals = values.sum(axis=1, keepdims=True)
     scale = np.divide(PER_10000, totals, out=np.zeros_like(totals), where=totals > 0)
