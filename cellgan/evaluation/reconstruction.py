@@ -278,7 +278,7 @@ def residual_table(
 
 def _per_10000(counts: Cells) -> Floats:
     """Return counts of cells scaled to a total of 10,000; zeros stay zeros."""
-    dense: Any = counts.toarray() if sp.issparse(counts) else counts
+    dense = counts.toarray() if isinstance(counts, sp.csr_matrix) else counts
     values = np.asarray(dense, np.float64)
     totals = values.sum(axis=1, keepdims=True)
     scale = np.divide(PER_10000, totals, out=np.zeros_like(totals), where=totals > 0)
