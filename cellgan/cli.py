@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cellgan import __version__, queue
+from cellgan.composition import Study
 from cellgan.config import Parameters, load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
@@ -77,11 +78,15 @@ def _run(options: argparse.Namespace) -> int:
         return _run_on_model_folder(options)
     parameters = load_parameters(options.param)
     experiments = _selected(parameters, options.experiment)
+    studies = _selected_studies(parameters, options.experiment)
     if options.print_config:
-        return _print_config(experiments)
+        return _print_config(experiments, studies)
     if options.model_path is not None:
         choose_gpus(parameters.exp_param.GPU[:1])
         return _run_on_model_folder(options)
+
+    if studies:
+        return _run_compositions(studies, experiments, parameters, options)
 
     from cellgan import commands  # noqa: PLC0415  (after the checks, which are fast)
 
@@ -95,6 +100,46 @@ def _run(options: argparse.Namespace) -> int:
     if queue.IN_QUEUE not in os.environ:  # the queue has chosen already
         choose_gpus(gpus)
     return _run_actions(experiment, options)
+
+
+def _run_compositions(
+    studies: Sequence[Study],
+    experiments: Sequence[Experiment],
+    parameters: Parameters,
+    options: argparse.Namespace,
+) -> int:
+    """Run composition studies, one after the other."""
+    if experiments:
+        msg = (
+            "the file has composition studies and experiments of one data set: choose "
+            "with --experiment NAME."
+        )
+        raise ConfigError(msg)
+    given = [
+        name
+        for name in ("generate", "estimate", "import_weights", "model_path", *STUDIES)
+        if getattr(options, name)
+    ]
+    if given:
+        msg = (
+            f"{_option(given[0])} is not for a composition study as a whole: give one "
+            f"of its experiments, --param {studies[0].experiments_file} --experiment "
+            "NAME."
+        )
+        raise ConfigError(msg)
+    choose_gpus(parameters.exp_param.GPU[:1])
+
+    from cellgan import commands  # noqa: PLC0415  (after the checks, which are fast)
+
+    codes = []
+    for study in studies:
+        if options.process:
+            commands.process_composition(study, overwrite=options.overwrite)
+        if options.train:
+            codes.append(commands.train_composition(study, parameters.exp_param.GPU))
+        if options.evaluate and not any(codes):
+            commands.evaluate_composition(study)
+    return next((code for code in codes if code), 0)
 
 
 def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
@@ -185,6 +230,7 @@ def _generation_keys(options: argparse.Namespace) -> dict[str, Any]:
         "condition": _pairs(options.condition, "--condition"),
         "guidance": _scales(options.guidance),
         "library_size": _library_size(options.library_size),
+        "latents": options.latents,
         **_solver_keys(options),
     }
 
@@ -259,31 +305,42 @@ def _evaluate_files(options: argparse.Namespace) -> int:
     return commands.LEAK if leaking and options.fail_on_leak else 0
 
 
-def _print_config(experiments: Sequence[Experiment]) -> int:
+def _print_config(experiments: Sequence[Experiment], studies: Sequence[Study]) -> int:
     import json  # noqa: PLC0415
 
     from cellgan.config import as_used  # noqa: PLC0415
 
-    document = {
-        experiment.name: as_used(experiment.parameters) for experiment in experiments
-    }
+    document = {of.name: as_used(of.parameters) for of in experiments}
+    document |= {of.name: as_used(of.parameters) for of in studies}
     print(json.dumps(document, indent=4))
     return 0
 
 
 def _selected(parameters: Parameters, names: Sequence[str] | None) -> list[Experiment]:
+    known = (*parameters.experiments, *parameters.studies)
     for name in names or ():
-        if name not in parameters.experiments:
+        if name not in known:
             msg = (
-                f'--experiment: no experiment "{name}".'
-                f"{did_you_mean(name, parameters.experiments)}\n"
-                f"    Experiments: {', '.join(parameters.experiments)}."
+                f'--experiment: no experiment "{name}".{did_you_mean(name, known)}\n'
+                f"    Experiments: {', '.join(known)}."
             )
             raise ConfigError(msg)
     folder = Path(parameters.exp_param.experiments_dir)
     return [
         Experiment(folder / name, parameters.experiments[name])
         for name in names or parameters.experiments
+        if name in parameters.experiments
+    ]
+
+
+def _selected_studies(
+    parameters: Parameters, names: Sequence[str] | None
+) -> list[Study]:
+    folder = Path(parameters.exp_param.experiments_dir)
+    return [
+        Study(folder / name, parameters.studies[name])
+        for name in names or parameters.studies
+        if name in parameters.studies
     ]
 
 
@@ -377,7 +434,7 @@ def _check_generation_options(
         **dict.fromkeys(("counts", "requests"), ("generate",)),
         "cells_no": ("generate", "interpolate"),
         **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
-        **dict.fromkeys(("condition", "library_size"), ("generate",)),
+        **dict.fromkeys(("condition", "latents", "library_size"), ("generate",)),
         "guidance": ("generate", "correct", "interpolate"),
         "save_path": ("generate", "correct", "interpolate", "counterfactual"),
         "input": ("counterfactual",),
@@ -447,7 +504,7 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
     for name in (*lists, "counterfactual"):
         if getattr(options, name):
             arguments += [_option(name), *map(str, getattr(options, name))]
-    numbers = ("seed", "requests", "library_size", "init_step", "input")
+    numbers = ("seed", "requests", "latents", "library_size", "init_step", "input")
     for name in (*numbers, *SOLVER_KEYS):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
@@ -618,6 +675,12 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of RNA: a number, or modelled (default) or copied from training cells "
         "with the same covariates",
+    )
+    add(
+        "--latents",
+        metavar="HOW",
+        help="of LDVAE: posterior (default), of training cells with the covariates "
+        "asked for, or prior",
     )
     add(
         "--solver",

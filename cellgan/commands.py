@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import config, queue
 from cellgan.cell_requests import LIKE_DATA, check_save_path
+from cellgan.composition import Study
 from cellgan.errors import ConfigError, did_you_mean
-from cellgan.experiment import Experiment
+from cellgan.experiment import Experiment, write_json
 from cellgan.start import load_tensorflow
 from cellgan.wanted_cells import check_guidance, doubts, request_parts
 
@@ -74,6 +76,91 @@ def run_queue(
     return min((code for code in codes.values() if code), default=0)
 
 
+def process_composition(study: Study, *, overwrite: bool = False) -> None:
+    """Choose the cells of every corpus of a study, and write them.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `preprocessing.process_composition`.
+    """
+    from preprocessing.process_composition import (  # noqa: PLC0415  (loads AnnData)
+        process_composition,
+    )
+
+    process_composition(study, overwrite=overwrite)
+
+
+def train_composition(study: Study, gpus: Sequence[int]) -> int:
+    """Train the model of every mixture and seed that is not trained yet, as a queue.
+
+    Returns
+    -------
+    Exit code, as `run_queue`.
+
+    Raises
+    ------
+    DataError, ConfigError
+        If the study is not processed, or differently.
+    """
+    document = study.manifest()
+    experiments = study.experiments(document)
+    for experiment in experiments.values():
+        experiment.manifest()  # not processed: said before a process starts
+        experiment.check_frozen("input_ds")
+    waiting = [e for e in experiments.values() if not e.is_trained]
+    n_done, n_all = len(experiments) - len(waiting), len(experiments)
+    log.info("%s: %d of %d models are trained", study.name, n_done, n_all)
+    if not waiting:
+        return 0
+    write_json(study.experiments_file, study.experiments_document(document))
+    started = time.perf_counter()
+    ended: list[str] = []
+
+    def report(name: str, code: int) -> None:
+        ended.append(name)
+        minutes = (time.perf_counter() - started) / 60
+        left = minutes / len(ended) * (len(waiting) - len(ended))
+        log.info(
+            "%s: %d of %d models, %s %s; %.1f min so far, about %.1f min left",
+            study.name,
+            n_done + len(ended),
+            n_all,
+            name,
+            f"failed ({code})" if code else "trained",
+            minutes,
+            left,
+        )
+
+    groups = queue.visible_gpus(gpus)
+    if any(e.parameters.training.uses_all_gpus for e in waiting):
+        groups = [",".join(groups)]
+    arguments = ["--param", str(study.experiments_file), "--train", "--experiment"]
+    codes = queue.run_queue(
+        {e.name: [*arguments, e.name] for e in waiting}, groups, report
+    )
+    failed = [name for name, code in codes.items() if code]
+    if failed:
+        log.info("%s: failed: %s", study.name, ", ".join(failed))
+    return 1 if any(codes[name] != 2 for name in failed) else 2 if failed else 0
+
+
+def evaluate_composition(study: Study) -> None:
+    """Judge every model of a study on every evaluation set, and write the report.
+
+    Raises
+    ------
+    CheckpointError, ConfigError, DataError
+        As `cellgan.composition_scores.evaluate_composition`.
+    """
+    study.manifest()
+
+    load_tensorflow()
+    from cellgan import composition_scores  # noqa: PLC0415
+
+    composition_scores.evaluate_composition(study)
+
+
 def process(experiment: Experiment, *, overwrite: bool = False) -> None:
     """Turn the raw file into filtered, split records."""
     import preprocessing  # noqa: PLC0415  (main needs it for this verb only)
@@ -117,6 +204,10 @@ def train(experiment: Experiment) -> None:
     for stage in stages:
         of_stage = training.of_stage(stage.name)
         distribution.check_batch_size(of_stage.batch_size, strategy)
+    n_trained = manifest.split_sizes["train"]
+    last = training.of_stage(stages[-1].name)
+    for remark in experiment.parameters.model.remarks(last, n_trained):
+        log.info("%s: %s", experiment.name, remark)
     for stage in stages:
         _train_stage(experiment, manifest, model, stage, source, strategy)
     log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
@@ -276,8 +367,8 @@ def generate(
     ----------
     given
         Keys of the ``generation`` block that stand for those of the parameters: `seed`,
-        `condition`, `guidance`, `library_size`, and those of the solver. None leaves
-        one as it is.
+        `condition`, `guidance`, `latents`, `library_size`, and those of the solver.
+        None leaves one as it is.
 
     Raises
     ------
@@ -287,8 +378,8 @@ def generate(
         If the experiment is not trained.
     """
     manifest = experiment.manifest()
-    model = experiment.parameters.model
     settings = _generation_settings(experiment, given)
+    model = experiment.parameters.model.as_asked(settings.latents)
     request = settings.cells_no if cells_no is None else cells_no
     condition = settings.condition
     if requests is not None:  # stands for what the parameters say
@@ -329,6 +420,7 @@ def generate(
         guidance=settings.guidance,
         library_size=settings.library_size,
         solver=SolverSettings.of(settings),
+        latents=settings.latents,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from cellgan.composition_config import Composition, written_out
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.model_configs import (
     MODEL_TYPES,
@@ -248,15 +249,20 @@ class LearningRateParameters:
 class OptimizerParameters:
     """Optimiser of every network of a stage."""
 
-    algorithm: Literal["AMSGrad", "Adam", "AdamW"] = "AMSGrad"
+    algorithm: Literal["AMSGrad", "Adam", "AdamW", "AdamL2"] = "AMSGrad"
+    """``"AdamL2"`` adds `weight_decay` times the weights to the gradients."""
     beta1: Moment = 0.5
     beta2: Moment = 0.9
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment: with AdamW and AdamL2 of the
+    bias-corrected one, otherwise of the uncorrected one."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Share of every weight, times the rate, that an update of AdamW takes away."""
+    """Share of every weight, times the rate, that an update of AdamW takes away; with
+    AdamL2, the factor of the weights in their gradients."""
 
     @model_validator(mode="after")
     def _decay_needs_adamw(self) -> OptimizerParameters:
-        if self.weight_decay and self.algorithm != "AdamW":
+        if self.weight_decay and self.algorithm not in ("AdamW", "AdamL2"):
             msg = (
                 f"weight_decay is {self.weight_decay} but algorithm is "
                 f'"{self.algorithm}", which has none: set algorithm to "AdamW"'
@@ -372,7 +378,11 @@ class GenerationParameters:
     """Absolute and relative error that a step of ``"dopri5"`` may make."""
     library_size: Positive | Literal["modelled", "copied"] = "modelled"
     """Library size of RNA: a number for all cells; drawn from the log-normal of the
-    training cells with the same covariates; or that of one of these cells."""
+    training cells with the same covariates, or as the model has learned it; or that of
+    one of these cells."""
+    latents: Literal["posterior", "prior"] = "posterior"
+    """Where LDVAE takes latents from: the posteriors of training cells with the
+    covariates that are asked for, or the prior, which knows of no label."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -405,12 +415,24 @@ class ExpParam:
     """GPU ids; experiments run in parallel, one per id. Empty means the CPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyParameters:
+    """An entry of ``experiments`` that has ``composition`` in place of ``input_ds``."""
+
+    composition: Composition
+    training: TrainingParameters
+    model: AnyModelConfig
+    generation: GenerationParameters
+    evaluation: EvaluationParameters = EvaluationParameters()
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """A whole parameter file."""
 
     exp_param: ExpParam
     experiments: Mapping[str, ExperimentParameters]
+    studies: Mapping[str, StudyParameters] = dataclasses.field(default_factory=dict)
 
 
 def load_parameters(path: str | Path) -> Parameters:
@@ -431,7 +453,7 @@ def load_parameters(path: str | Path) -> Parameters:
     if not isinstance(entries, dict) or not entries:
         msg = f"{where}: expected an object with one entry per experiment."
         raise ConfigError(msg)
-    experiments = {}
+    experiments, studies = {}, {}
     for name, block in entries.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):
             msg = (
@@ -439,8 +461,37 @@ def load_parameters(path: str | Path) -> Parameters:
                 f'"_", "-", "." and spaces.'
             )
             raise ConfigError(msg)
-        experiments[name] = parse_experiment(block, f"{where}.{name}")
-    return Parameters(exp_param=exp_param, experiments=experiments)
+        if isinstance(block, dict) and "composition" in block:
+            studies[name] = parse_study(block, f"{where}.{name}")
+        else:
+            experiments[name] = parse_experiment(block, f"{where}.{name}")
+    return Parameters(exp_param, experiments, studies)
+
+
+def parse_study(block: Mapping[str, Any], where: str) -> StudyParameters:
+    """Check the blocks of a composition study; `where` names them in messages.
+
+    What the model and its training are told is checked as that of an experiment with
+    the study's label and covariates.
+    """
+    check_keys(block, _keys(StudyParameters), where)
+    written = written_out(block["composition"])
+    composition = _parse(Composition, written, f"{where}.composition")
+    rest = {key: of for key, of in block.items() if key != "composition"}
+    input_ds = {
+        "raw_input": "composition",
+        "clustering": {"res": None, "key": composition.label},
+        "covariates": list(composition.covariates),
+        "scale": composition.scale,
+    }
+    as_one = parse_experiment({**rest, "input_ds": input_ds}, where)
+    return StudyParameters(
+        composition=composition,
+        training=as_one.training,
+        model=as_one.model,
+        generation=as_one.generation,
+        evaluation=as_one.evaluation,
+    )
 
 
 def parse_experiment(block: Any, where: str) -> ExperimentParameters:
@@ -633,7 +684,7 @@ def with_generation(
     return dataclasses.replace(parameters, generation=generation)
 
 
-def as_used(parameters: ExperimentParameters) -> Any:
+def as_used(parameters: ExperimentParameters | StudyParameters) -> Any:
     """Return parameters as plain JSON values, training settings where they count.
 
     Of a model that is trained in stages, those are each stage's own; such keys of the
@@ -769,21 +820,26 @@ def _locate(location: Sequence[str | int], record: type) -> tuple[list[str], Any
     owner: Any = record
     current: Any = record
     for part in location:
+        inside = typing.get_args(current) if typing.get_origin(current) else ()
         if dataclasses.is_dataclass(current):
             owner = current
             keys.append(str(part))
-            current = _record_at(current, str(part))
+            current = _kind_at(current, str(part))
+        elif typing.get_origin(current) in (dict, tuple) and any(
+            map(dataclasses.is_dataclass, inside)
+        ):
+            keys.append(str(part))
+            current = next(filter(dataclasses.is_dataclass, inside))
     return keys, owner
 
 
-def _record_at(owner: Any, key: str) -> Any:
-    """Return the record that a key of another holds, perhaps or null; else None."""
+def _kind_at(owner: Any, key: str) -> Any:
+    """Return what a key of a record holds: a record or several, perhaps or null."""
     annotation = typing.get_type_hints(owner).get(key)
-    kinds = [annotation]
     if isinstance(annotation, types.UnionType):
         kinds = [kind for kind in annotation.__args__ if kind is not types.NoneType]
-    is_record = len(kinds) == 1 and dataclasses.is_dataclass(kinds[0])
-    return kinds[0] if is_record else None
+        return kinds[0] if len(kinds) == 1 else None
+    return annotation
 
 
 def _unknown_key(where: str, key: str, known: Sequence[str]) -> str:

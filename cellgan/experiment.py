@@ -178,6 +178,18 @@ class Experiment:
         """Whether a step of training has been kept."""
         return any(self.job_folder.glob("*/checkpoints/model-*"))
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether every stage has the checkpoint of its last step."""
+        parameters = self.parameters
+        return all(
+            (
+                self.checkpoints_folder(stage)
+                / f"model-{parameters.training.of_stage(stage).max_steps}"
+            ).is_dir()
+            for stage in parameters.model.stages
+        )
+
     def checkpoints_folder(self, stage: str) -> Path:
         """Folder of a stage's checkpoints."""
         return self.job_folder / stage / "checkpoints"

@@ -13,7 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def visible_gpus(gpus: Sequence[int]) -> list[str]:
 
 
 def run_queue(
-    commands: Mapping[str, Sequence[str]], gpus: Sequence[str]
+    commands: Mapping[str, Sequence[str]],
+    gpus: Sequence[str],
+    on_end: Callable[[str, int], None] = lambda _name, _code: None,
 ) -> dict[str, int]:
     """Run one command line per experiment, as many at a time as there are GPU groups.
 
@@ -66,6 +68,8 @@ def run_queue(
     gpus
         ``CUDA_VISIBLE_DEVICES`` of each parallel process: ``("0", "1")`` runs two at a
         time, ``("-1",)`` one at a time on the CPU.
+    on_end
+        Told the name and the exit code of each that has ended.
 
     Returns
     -------
@@ -87,6 +91,7 @@ def run_queue(
             with process:
                 for line in process.stdout or ():
                     log.info("[%s] %s", name, line.rstrip())
+            on_end(name, process.returncode)
             return process.returncode
         finally:
             free.put(gpu)

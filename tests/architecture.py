@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "pure": (
         "cellgan",
+        "cellgan.composition",
+        "cellgan.composition_config",
         "cellgan.config",
         "cellgan.errors",
         "cellgan.experiment",
@@ -49,6 +51,7 @@ GROUPS = {
         "cellgan.cell_requests",
         "cellgan.checkpoints",
         "cellgan.correction",
+        "cellgan.composition_scores",
         "cellgan.counterfactual",
         "cellgan.distribution",
         "cellgan.estimate",
