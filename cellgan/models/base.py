@@ -358,6 +358,16 @@ def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     return jit
 
 
+def resolve_jit_of_small(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
+    """Return whether to compile a small network; ``"auto"`` does on a CPU too.
+
+    Where there are many small operations XLA pays on any device, but on a CPU it cannot
+    compile for a second replica.
+    """
+    is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+    return resolve_jit(jit) or (jit == "auto" and is_alone)
+
+
 def weight_histograms(
     weights: Sequence[keras.Variable], gradients: Sequence[tf.Tensor]
 ) -> dict[str, tf.Tensor]:

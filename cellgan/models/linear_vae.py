@@ -34,7 +34,7 @@ from cellgan.models.base import (
     Reconstruction,
     TrainingStage,
     blocks_of,
-    resolve_jit,
+    resolve_jit_of_small,
 )
 from cellgan.models.latents import (
     LATENT,
@@ -378,7 +378,7 @@ class LinearVae(ReconstructingModel):
                 make_optimizer(training),
                 warm_up,
                 clip_norm=training.clip_norm,
-                jit=resolve_jit(training.jit),
+                jit=resolve_jit_of_small(training.jit),
             )
 
         return cls(
