@@ -51,6 +51,7 @@ GROUPS = {
         "cellgan.correction",
         "cellgan.counterfactual",
         "cellgan.distribution",
+        "cellgan.embedding",
         "cellgan.estimate",
         "cellgan.evaluation",
         "cellgan.generation",

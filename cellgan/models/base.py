@@ -350,6 +350,28 @@ class ReconstructingModel(GenerativeModel):
             Of the draws.
         """
 
+    def posterior_predictive(
+        self, cells: CellBatch, *, seed: int = 0, first_cell: int = 0
+    ) -> npt.NDArray[np.float32] | None:
+        """Return counts ``(n_cells, n_genes)`` as they might have come out instead.
+
+        Latent, library size and counts are drawn anew; None if nothing is random.
+
+        Parameters
+        ----------
+        seed, first_cell
+            As of `GenerationRequest`.
+        """
+        del cells, seed, first_cell
+        return None
+
+    def gene_loadings(self) -> npt.NDArray[np.float32] | None:
+        """Return what latent dimensions add to genes, ``(n_genes, n_latent)``.
+
+        None if the decoder is not linear.
+        """
+        return None
+
 
 def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     """Return whether to compile with XLA; ``"auto"`` does on a GPU."""

@@ -140,7 +140,7 @@ class LinearVae(ReconstructingModel):
         latents: npt.NDArray[np.float32] = self._latent_means(features[RNA]).numpy()
         return latents
 
-    def loadings(self) -> npt.NDArray[np.float32]:
+    def gene_loadings(self) -> npt.NDArray[np.float32]:
         """Return what a unit of a latent dimension adds to the logits of genes.
 
         Returns
