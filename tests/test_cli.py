@@ -265,7 +265,7 @@ WRONG = {
     ),
     "model folder for training": (
         ["--model_path", "x", "--train"],
-        r"--model_path goes with --generate alone",
+        r"--model_path goes with --generate, --counterfactual or --embed",
     ),
     "model folder that is not there": (
         ["--model_path", "nowhere", "--generate"],
@@ -321,7 +321,7 @@ WRONG = {
     ),
     "model folder with augmentation": (
         ["--model_path", "x", "--generate", "--augment", "a", "--fractions", "0.1"],
-        r"--model_path goes with --generate alone",
+        r"--model_path goes with --generate, --counterfactual or --embed",
     ),
     "evaluating another format": (
         [

@@ -151,7 +151,7 @@ class ZeroInflatedNegativeBinomial(NamedTuple):
             counts, self.expected, self.inverse_dispersion, self.zero_logits
         )
 
-    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> DrawnCounts:
         """Return counts, drawn as those of a negative binomial, or 0."""
         of_counts, of_zeros = (
             tf.random.experimental.stateless_fold_in(seed, index, alg="philox")
@@ -160,8 +160,12 @@ class ZeroInflatedNegativeBinomial(NamedTuple):
         counts = sample_negative_binomial(
             self.expected, self.inverse_dispersion, of_counts, first_cell
         )
-        zeros = sample_bernoulli(tf.sigmoid(self.zero_logits), of_zeros, first_cell)
-        return counts * (1 - zeros)
+        tail = _to_uniform(
+            _random_bits(self.zero_logits, of_zeros, first_cell), self.zero_logits.dtype
+        )
+        stays = tf.reshape(tail > tf.sigmoid(self.zero_logits), [-1])
+        kept = tf.cast(tf.gather(stays, counts.entries), tf.float32)
+        return counts._replace(values=counts.values * kept)
 
 
 CountDistribution = (

@@ -18,12 +18,13 @@ from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
 from cellgan.config import ExperimentParameters
 from cellgan.errors import ConfigError
-from cellgan.layers.likelihoods import CountDistribution
+from cellgan.layers.likelihoods import CountDistribution, DrawnCounts
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import LinearVaeConfig
 from cellgan.models.base import (
@@ -34,11 +35,12 @@ from cellgan.models.base import (
     Reconstruction,
     TrainingStage,
     blocks_of,
-    resolve_jit,
+    resolve_jit_of_small,
 )
 from cellgan.models.latents import (
     LATENT,
     block_size,
+    cells_of_block,
     fold_in,
     joined_cells,
     padded_codes,
@@ -118,7 +120,7 @@ class LinearVae(ReconstructingModel):
             name: tf.constant((derive_seed(request.seed, name), 0), tf.int32)
             for name in ("noise", "counts")
         }
-        pieces: list[dict[str, npt.NDArray[np.float32]]] = []
+        pieces = []
         for block in blocks_of(request, self._block_size):
             source = None
             if request.source is not None:
@@ -132,7 +134,7 @@ class LinearVae(ReconstructingModel):
                 seeds["counts"],
                 tf.constant(block.number, tf.int64),
             )
-            pieces.append({k: v.numpy()[block.in_block] for k, v in made.items()})
+            pieces.append(cells_of_block(made, block))
         return joined_cells(pieces, are_counts=True)
 
     def latents(self, features: Mapping[str, tf.Tensor]) -> npt.NDArray[np.float32]:
@@ -140,7 +142,7 @@ class LinearVae(ReconstructingModel):
         latents: npt.NDArray[np.float32] = self._latent_means(features[RNA]).numpy()
         return latents
 
-    def loadings(self) -> npt.NDArray[np.float32]:
+    def gene_loadings(self) -> npt.NDArray[np.float32]:
         """Return what a unit of a latent dimension adds to the logits of genes.
 
         Returns
@@ -149,10 +151,6 @@ class LinearVae(ReconstructingModel):
         """
         loadings: npt.NDArray[np.float32] = self._network.decoder.loadings().numpy()
         return loadings
-
-    def gene_loadings(self) -> npt.NDArray[np.float32]:
-        """Return `loadings`."""
-        return self.loadings()
 
     def reconstruct(
         self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
@@ -182,7 +180,7 @@ class LinearVae(ReconstructingModel):
 
     def posterior_predictive(
         self, cells: CellBatch, *, seed: int = 0, first_cell: int = 0
-    ) -> npt.NDArray[np.float32]:
+    ) -> sp.csr_matrix:
         """Return counts ``(n_cells, n_genes)`` drawn at draws of cells' posteriors."""
         n_cells = int(cells.features[RNA].shape[0])
         made = self.generate(
@@ -283,7 +281,7 @@ class LinearVae(ReconstructingModel):
         noise_seed: tf.Tensor,
         counts_seed: tf.Tensor,
         block_number: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
+    ) -> dict[str, tf.Tensor | DrawnCounts]:
         """Return counts and latents of a block."""
         own = fold_in(noise_seed, block_number)
         noise = Noise.draw(self._block_size, self._network.n_latent, own)
@@ -382,7 +380,7 @@ class LinearVae(ReconstructingModel):
                 make_optimizer(training),
                 warm_up,
                 clip_norm=training.clip_norm,
-                jit=resolve_jit(training.jit),
+                jit=resolve_jit_of_small(training.jit),
             )
 
         return cls(
