@@ -663,14 +663,16 @@ def with_generation(
     block = {**as_json(parameters.generation), **given}
     try:
         generation = _parse(GenerationParameters, block, "command line")
+        _refuse_keys_of_others(
+            generation, "generation", parameters.model, "command line"
+        )
     except ConfigError as error:
         named = re.sub(
-            r"command line\.(\w+)",
+            r"command line\.(?:generation: )?(\w+)",
             lambda of: f"--{of[1].replace('_', '-')}",
             str(error),
         )
         raise ConfigError(named) from None
-    _refuse_keys_of_others(generation, "generation", parameters.model, "command line")
     chooses_steps = generation.solver == "dopri5"
     for key in ("n_steps",) if chooses_steps else ("tolerance",):
         if key in given:

@@ -447,7 +447,8 @@ def test_generation_keys_of_the_command_line_go_over_those_of_the_file() -> None
             "--tolerance has no effect on the solver midpoint, which",
         ),
         ({"solver": "dopri5", "n_steps": 9}, "--n-steps has no effect on the solver"),
-        ({"counts": True}, r"command line\.generation: counts has no meaning .* scGAN"),
+        ({"counts": True}, "^--counts has no meaning for .* scGAN"),
+        ({"cache_interval": 5}, "^--cache-interval has no meaning for .* cfDiffusion"),
     ],
 )
 def test_wrong_generation_option_is_named(given: Any, message: str) -> None:

@@ -93,8 +93,6 @@ def records_of(experiment: Experiment) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("suffix", [".pkl", ".csv", ".parquet"])
 def test_chunks_give_the_records_of_one_file(tmp_path, suffix):
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     chunks = experiment_of(write_chunks(tmp_path / "chunks", suffix), suffix)
     preprocessing.process(chunks)
     table = make_table().set_axis(np.arange(N_CELLS).astype(str))
