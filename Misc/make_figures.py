@@ -2,10 +2,11 @@
 
     python Misc/make_figures.py experiments/pbmc
     python Misc/make_figures.py experiments/kang_cfgen
+    python Misc/make_figures.py experiments/pbmc3k_ldvae
 
 Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
 losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with a guidance
-sweep, copies the sweep's figure alone.
+sweep, or with loadings of a linear decoder, copies that figure alone.
 """
 
 from __future__ import annotations
@@ -34,10 +35,15 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
     experiment = Experiment.open(parser.parse_args().experiment)
     FIGURES.mkdir(exist_ok=True)
-    sweep = experiment.guidance_file.with_suffix(".png")
-    if sweep.exists():
-        shutil.copyfile(sweep, FIGURES / "guidance.png")
-        return
+    embedded = experiment.embedded_file
+    alone = {
+        "guidance.png": experiment.guidance_file.with_suffix(".png"),
+        "loadings.png": embedded.with_name(f"{embedded.stem}_loadings.png"),
+    }
+    for name, source in alone.items():
+        if source.exists():
+            shutil.copyfile(source, FIGURES / name)
+            return
     last = experiment.parameters.training.max_steps
     copies = {
         "map_in_training.png": experiment.embedding_folder / f"step_{last}.png",

@@ -100,6 +100,7 @@ def test_generation_options_reach_the_command(
         "requests": None,
         "condition": {"cell_type": "B cell", "donor": "1=2"},
         "guidance": {"cell_type": 2.0, "donor": 0.5},
+        "latents": None,
         "library_size": 900,
         "solver": "dopri5",
         "n_steps": 7,

@@ -204,7 +204,7 @@ WRONG = {
     ),
     "unknown optimiser": (
         lambda e: e["training"]["optimizer"].update(algorithm="SGD"),
-        r'optimizer\.algorithm: "SGD" found, expected .AMSGrad., .Adam.',
+        r'"SGD" found, expected .AMSGrad., .Adam., .AdamW. or .AdamL2.',
     ),
     "unknown model type": (
         lambda e: e["model"].update(type="cscgan"),

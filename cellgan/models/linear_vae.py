@@ -379,6 +379,7 @@ class LinearVae(ReconstructingModel):
                 loss,
                 make_optimizer(training),
                 warm_up,
+                starts_from_cells=model.initial_genes == "cells",
                 clip_norm=training.clip_norm,
                 jit=resolve_jit_of_small(training.jit),
             )

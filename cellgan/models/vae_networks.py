@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.layers import (
@@ -272,6 +274,13 @@ class LinearDecoder(SizedLayer):
         mean = tf.matmul(center, kernel)[0] + bias
         return logits, [BatchStatistics(mean, variance)]
 
+    def start_from(self, levels: npt.NDArray[np.floating[Any]]) -> None:
+        """Let the mean logits of genes be `levels`, where there is a weight for it."""
+        if self.norm is not None:
+            self.norm.offset.assign(levels)
+        elif self.bias is not None:
+            self.bias.assign(levels)
+
     def gain(self) -> tf.Tensor:
         """Return what the normalisation multiplies the logits of each gene by."""
         if self.norm is None:
@@ -336,6 +345,14 @@ class VaeNetwork(SizedLayer):
         Of the initial weights.
     dtype
         Keras dtype policy of the encoders.
+
+    Notes
+    -----
+    The original's learned library size can end a training on cells of very different
+    kinds, when one draw overflows. Here log variances and log library sizes end at
+    `LARGEST_LOG_VARIANCE` and `LARGEST_LOG_LIBRARY`, which change no loss below them,
+    while divergences keep their gradients; likelihoods are finite for any counts. The
+    decoder of zeros is built for ``"zero_inflated"`` alone; the original always has it.
 
     References
     ----------

@@ -445,6 +445,27 @@ class TestGeneration:
         assert np.abs(away).max() < 5
 
 
+def test_genes_can_start_where_they_are_in_the_cells() -> None:
+    cells = make_cells(200)
+    (stage,) = make_model(initial_genes="cells").stages()
+    (random,) = make_model().stages()
+    before = np.asarray(random.network.log_inverse_dispersion)
+
+    for each in (stage, random):
+        each.initialize(lambda: [cells])
+
+    counts = cells.features["rna"].numpy()
+    level = np.asarray(stage.network.decoder.norm.offset)
+    share = counts.sum(axis=0) + 0.5
+    np.testing.assert_allclose(np.exp(level - level[0]), share / share[0], rtol=1e-5)
+    # Gamma-Poisson counts of shape 1 have the inverse dispersion 1, beside some of
+    # other library sizes
+    dispersion = np.exp(np.asarray(stage.network.log_inverse_dispersion))
+    assert np.median(dispersion) == pytest.approx(1, rel=0.4)
+    np.testing.assert_array_equal(random.network.log_inverse_dispersion, before)
+    np.testing.assert_array_equal(random.network.decoder.norm.offset, 0)
+
+
 @pytest.mark.parametrize(
     ("key", "rows"),
     [
@@ -486,7 +507,7 @@ def test_atac_is_refused() -> None:
     [
         (
             {"inverse_dispersion": "gene-cell"},
-            r"inverse_dispersion: \"gene-cell\" found",
+            '"gene-cell" found, expected',
         ),
         ({"inverse_dispersion": "gene-batch"}, "name the covariate of the batches"),
         ({"batch_key": "donor"}, 'no covariate "donor"'),
