@@ -96,6 +96,7 @@ def embed(experiment, raw: anndata.AnnData, path: Path, *options: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_file_follows_the_conventions(embedded, experiment) -> None:
     processed = anndata.read_h5ad(experiment.processed_file)
 
@@ -106,6 +107,7 @@ def test_file_follows_the_conventions(embedded, experiment) -> None:
     assert embedded.uns["cellgan"]["model_type"] == "LDVAE"
 
 
+@pytest.mark.slow
 def test_layers_are_expected_and_drawn_counts(embedded) -> None:
     expected, drawn = (
         embedded.layers[name]
@@ -119,6 +121,7 @@ def test_layers_are_expected_and_drawn_counts(embedded) -> None:
     assert ratio == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_columns_tell_how_each_cell_comes_out(embedded) -> None:
     obs = embedded.obs
 
@@ -130,6 +133,7 @@ def test_columns_tell_how_each_cell_comes_out(embedded) -> None:
     assert (obs["negative_log_likelihood"] > 0).all()
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_file(embedded, experiment) -> None:
     beside = experiment.embedded_file.with_name
 
@@ -145,6 +149,7 @@ def test_tables_are_those_of_the_file(embedded, experiment) -> None:
         assert beside(figure).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_genes_are_aligned_by_name(experiment, tmp_path, caplog) -> None:
     raw = make_raw()[:30].copy()
     kept = raw.n_vars - 5
@@ -172,6 +177,7 @@ def test_genes_are_aligned_by_name(experiment, tmp_path, caplog) -> None:
     assert "genes of the model are missing" not in caplog.text
 
 
+@pytest.mark.slow
 def test_few_genes_are_doubted(experiment, tmp_path, capsys) -> None:
     raw = make_raw()[:12].copy()
 
@@ -183,6 +189,7 @@ def test_few_genes_are_doubted(experiment, tmp_path, capsys) -> None:
     assert "fewer than 80 % of the genes" in told.out + told.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -211,6 +218,7 @@ def test_cells_that_cannot_be_read_are_refused_in_one_message(
     assert not (tmp_path / "out.h5ad").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
