@@ -211,7 +211,7 @@ def test_two_devices_of_one_machine_equal_one_device(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["scGAN", "cscGAN", "autoencoder", "flow", "diffusion", "cycle"]
+    "kind", ["scGAN", "cscGAN", "autoencoder", "flow", "diffusion", "cycle", "vae"]
 )
 def test_stages_have_the_same_variables_on_two_devices(tmp_path, kind):
     run_program(tmp_path, kind, "mirrored", 2, max_steps=6)
