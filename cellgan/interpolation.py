@@ -136,9 +136,18 @@ def interpolate(
         "model_type": model.type,
         "step": trained.step,
         "seed": request.seed,
-        "guidance": dict(guidance),
-        "solver": solver.name,
-        "noise_step": -1 if request.noise_step is None else request.noise_step,
+        "request": json.dumps(
+            {
+                "interpolate": request.ends,
+                "weights": request.weights,
+                "cells_per_weight": request.n_cells,
+                "init_step": request.noise_step,
+                "guidance": dict(guidance),
+                "solver": dataclasses.asdict(solver),
+            },
+            sort_keys=True,
+        ),
+        "scale": trained.scale,
         "are_counts": model.makes_counts,
         "versions": versions(),
     }

@@ -129,7 +129,7 @@ class Validation:
         )
         if not self._is_chief:
             return
-        values = generated.features[RNA]
+        values = generated.features[RNA].toarray()
         if generated.are_counts:
             values = _scaled(values, self._manifest.target_library_size)
         both = np.log1p(np.concatenate([real.expression.toarray(), values]))

@@ -87,6 +87,7 @@ METRICS: tuple[Metric, ...] = (
         sees=frozenset(),
         needs_labels=True,
         per_label=False,
+        more_is_better=True,
     ),
 )
 
