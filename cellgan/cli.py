@@ -230,6 +230,7 @@ def _generation_keys(options: argparse.Namespace) -> dict[str, Any]:
         "condition": _pairs(options.condition, "--condition"),
         "guidance": _scales(options.guidance),
         "library_size": _library_size(options.library_size),
+        "latents": options.latents,
         **_solver_keys(options),
     }
 
@@ -432,7 +433,7 @@ def _check_generation_options(
         **dict.fromkeys(("counts", "requests"), ("generate",)),
         "cells_no": ("generate", "interpolate"),
         **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
-        **dict.fromkeys(("condition", "library_size"), ("generate",)),
+        **dict.fromkeys(("condition", "latents", "library_size"), ("generate",)),
         "guidance": ("generate", "correct", "interpolate"),
         "save_path": ("generate", "correct", "interpolate", "counterfactual"),
         "input": ("counterfactual",),
@@ -502,7 +503,7 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
     for name in (*lists, "counterfactual"):
         if getattr(options, name):
             arguments += [_option(name), *map(str, getattr(options, name))]
-    numbers = ("seed", "requests", "library_size", "init_step", "input")
+    numbers = ("seed", "requests", "latents", "library_size", "init_step", "input")
     for name in (*numbers, *SOLVER_KEYS):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
@@ -673,6 +674,12 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of RNA: a number, or modelled (default) or copied from training cells "
         "with the same covariates",
+    )
+    add(
+        "--latents",
+        metavar="HOW",
+        help="of LDVAE: posterior (default), of training cells with the covariates "
+        "asked for, or prior",
     )
     add(
         "--solver",

@@ -204,6 +204,10 @@ def train(experiment: Experiment) -> None:
     for stage in stages:
         of_stage = training.of_stage(stage.name)
         distribution.check_batch_size(of_stage.batch_size, strategy)
+    n_trained = manifest.split_sizes["train"]
+    last = training.of_stage(stages[-1].name)
+    for remark in experiment.parameters.model.remarks(last, n_trained):
+        log.info("%s: %s", experiment.name, remark)
     for stage in stages:
         _train_stage(experiment, manifest, model, stage, source, strategy)
     log.info("%s: trained; checkpoints in %s", experiment.name, experiment.job_folder)
@@ -363,8 +367,8 @@ def generate(
     ----------
     given
         Keys of the ``generation`` block that stand for those of the parameters: `seed`,
-        `condition`, `guidance`, `library_size`, and those of the solver. None leaves
-        one as it is.
+        `condition`, `guidance`, `latents`, `library_size`, and those of the solver.
+        None leaves one as it is.
 
     Raises
     ------
@@ -374,8 +378,8 @@ def generate(
         If the experiment is not trained.
     """
     manifest = experiment.manifest()
-    model = experiment.parameters.model
     settings = _generation_settings(experiment, given)
+    model = experiment.parameters.model.as_asked(settings.latents)
     request = settings.cells_no if cells_no is None else cells_no
     condition = settings.condition
     if requests is not None:  # stands for what the parameters say
@@ -416,6 +420,7 @@ def generate(
         guidance=settings.guidance,
         library_size=settings.library_size,
         solver=SolverSettings.of(settings),
+        latents=settings.latents,
     )
 
 

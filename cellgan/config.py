@@ -249,15 +249,20 @@ class LearningRateParameters:
 class OptimizerParameters:
     """Optimiser of every network of a stage."""
 
-    algorithm: Literal["AMSGrad", "Adam", "AdamW"] = "AMSGrad"
+    algorithm: Literal["AMSGrad", "Adam", "AdamW", "AdamL2"] = "AMSGrad"
+    """``"AdamL2"`` adds `weight_decay` times the weights to the gradients."""
     beta1: Moment = 0.5
     beta2: Moment = 0.9
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment: with AdamW and AdamL2 of the
+    bias-corrected one, otherwise of the uncorrected one."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Share of every weight, times the rate, that an update of AdamW takes away."""
+    """Share of every weight, times the rate, that an update of AdamW takes away; with
+    AdamL2, the factor of the weights in their gradients."""
 
     @model_validator(mode="after")
     def _decay_needs_adamw(self) -> OptimizerParameters:
-        if self.weight_decay and self.algorithm != "AdamW":
+        if self.weight_decay and self.algorithm not in ("AdamW", "AdamL2"):
             msg = (
                 f"weight_decay is {self.weight_decay} but algorithm is "
                 f'"{self.algorithm}", which has none: set algorithm to "AdamW"'
@@ -373,7 +378,11 @@ class GenerationParameters:
     """Absolute and relative error that a step of ``"dopri5"`` may make."""
     library_size: Positive | Literal["modelled", "copied"] = "modelled"
     """Library size of RNA: a number for all cells; drawn from the log-normal of the
-    training cells with the same covariates; or that of one of these cells."""
+    training cells with the same covariates, or as the model has learned it; or that of
+    one of these cells."""
+    latents: Literal["posterior", "prior"] = "posterior"
+    """Where LDVAE takes latents from: the posteriors of training cells with the
+    covariates that are asked for, or the prior, which knows of no label."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -298,7 +298,7 @@ def _seconds_per_cell(
     if parameters.model.makes_counts:
         sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
     source = None
-    if parameters.model.is_additive:
+    if parameters.model.source_cells != "none":
         values = tf.ones((size, len(manifest.features[RNA])))
         source = CellBatch({RNA: values}, {RNA: tf.reduce_sum(values, axis=1)}, codes)
     wanted = parameters.generation

@@ -40,7 +40,7 @@ from cellgan.config import as_json
 from cellgan.experiment import Experiment
 from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
-from cellgan.model_configs import GanConfig
+from cellgan.model_configs import GanConfig, ModelConfig
 from cellgan.models.base import GenerationRequest, GenerativeModel, SolverSettings
 from cellgan.source_cells import SourceCells, draw_sources
 from cellgan.wanted_cells import (
@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 FEATURE_NAMES = {"rna": "genes", "atac": "peaks"}
 DRAWN = "drawn from the model"
 EDITED = "training cells, drawn at random and edited"
+FROM_POSTERIORS = "drawn from posteriors of training cells with the same covariates"
 """Where generated cells come from."""
 MOST_VALUES = 2**23
 """Values of a dense piece, at most: 32 MB as float32."""
@@ -82,8 +83,10 @@ class Request(NamedTuple):
     solver: SolverSettings | None
     said: Mapping[str, Any]
     """What was asked for, as plain values."""
+    model: ModelConfig
+    """Whose conditions can be asked for."""
     sources: SourceCells | None = None
-    """Of every cell, for models that edit cells."""
+    """Of every cell, for models that start from cells."""
 
     @property
     def n_cells(self) -> int:
@@ -125,6 +128,8 @@ class Wishes(TypedDict, total=False):
     """File of requests, in place of numbers: see `wanted_cells.read_requests`."""
     guidance: Mapping[str, float]
     """Guidance scale by covariate: 1, the default, is plainly conditional."""
+    latents: str
+    """``"posterior"`` or ``"prior"``, see `cellgan.config.GenerationParameters`."""
     library_size: int | str
     """See `cellgan.wanted_cells.draw_library_sizes`."""
     solver: SolverSettings | None
@@ -301,7 +306,9 @@ class TrainedModel:
         return self.experiment.parameters.model.conditions(self.manifest)
 
     def _request(self, cells_no: CellsRequest, seed: int, wishes: Wishes) -> Request:
-        model = self.experiment.parameters.model
+        model = self.experiment.parameters.model.as_asked(
+            wishes.get("latents", "posterior")
+        )
         parts = request_parts(
             cells_no,
             self.manifest,
@@ -319,15 +326,20 @@ class TrainedModel:
         sizes = None
         if model.makes_counts:
             how = wishes.get("library_size", "modelled")
-            sizes = draw_library_sizes(codes, self.manifest, how, seed=seed)
+            if how != "modelled" or not model.draws_library_sizes:
+                sizes = draw_library_sizes(codes, self.manifest, how, seed=seed)
         guidance = dict(wishes.get("guidance", {}))
         check_guidance(guidance, self._conditions)
         sources = None
-        if model.is_additive:
+        if model.source_cells != "none":
             folder, n_cells = self.experiment.records_folder, sum(numbers)
-            sources = draw_sources(folder, self.manifest, n_cells, seed=seed)
+            wanted = codes if model.source_cells == "alike" else None
+            sources = draw_sources(
+                folder, self.manifest, n_cells, seed=seed, wanted=wanted
+            )
+        knows_labels = model.knows_labels(self.manifest)
         return Request(
-            numbers=tuple(numbers if self._knows_labels else [sum(numbers)]),
+            numbers=tuple(numbers if knows_labels else [sum(numbers)]),
             codes=codes,
             seed=seed,
             counts=counts and not model.makes_counts,
@@ -335,6 +347,7 @@ class TrainedModel:
             guidance=guidance,
             solver=wishes.get("solver"),
             said=_plain(wishes),
+            model=model,
             sources=sources,
         )
 
@@ -368,7 +381,7 @@ class TrainedModel:
         """Return names, covariates and provenance of a request's cells, without X."""
         names = [f"generated_{cell}" for cell in range(request.n_cells)]
         obs = pd.DataFrame(index=pd.Index(names, dtype=object))
-        for name in self._conditions:
+        for name in request.model.conditions(self.manifest):
             obs[name] = pd.Categorical.from_codes(
                 request.codes[name], list(self.manifest.covariates[name].categories)
             )
@@ -392,7 +405,9 @@ class TrainedModel:
             "cells_no": np.array(request.numbers, dtype=np.int64),
             "request": json.dumps(request.said, sort_keys=True),
             "scale": self._scale(request, are_counts=are_counts),
-            "source": DRAWN if request.sources is None else EDITED,
+            "source": {"none": DRAWN, "any": EDITED, "alike": FROM_POSTERIORS}[
+                request.model.source_cells
+            ],
             "are_counts": are_counts,
             "versions": versions(),
         }

@@ -170,11 +170,31 @@ class AdamW(Adam):
         return self.epsilon * tf.sqrt(1 - beta2_power)
 
 
+class AdamL2(AdamW):
+    """Adam as PyTorch computes it, with weight decay as a part of the gradients.
+
+    Notes
+    -----
+    A gradient becomes ``g + weight_decay * w`` before the moments see it: unlike
+    AdamW's, this decay is divided by the root of the second moment. Weights without a
+    gradient are not in the optimizer's hands, and do not decay.
+    """
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Update one weight and its moments in place."""
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * variable
+        Adam.update_step(self, gradient, variable, learning_rate)
+
+
 def adam(
     learning_rate: Schedule,
     moments: tuple[float, float],
     *,
     amsgrad: bool,
+    epsilon: float = ADAM_EPSILON,
 ) -> Adam:
     """Return Adam, or AMSGrad with `amsgrad`.
 
@@ -187,8 +207,10 @@ def adam(
         Decay of the first and second moments.
     amsgrad
         Whether it is AMSGrad.
+    epsilon
+        Added to the root of the uncorrected second moment.
     """
-    return Adam(learning_rate, *moments, epsilon=ADAM_EPSILON, amsgrad=amsgrad)
+    return Adam(learning_rate, *moments, epsilon=epsilon, amsgrad=amsgrad)
 
 
 def adamw(
@@ -196,6 +218,7 @@ def adamw(
     moments: tuple[float, float],
     *,
     weight_decay: float,
+    epsilon: float = ADAM_EPSILON,
 ) -> AdamW:
     """Return AdamW.
 
@@ -207,10 +230,24 @@ def adamw(
         Decay of the first and second moments.
     weight_decay
         Share of every weight, times the rate, that an update takes away.
+    epsilon
+        Added to the root of the bias-corrected second moment.
     """
-    return AdamW(
-        learning_rate, *moments, epsilon=ADAM_EPSILON, weight_decay=weight_decay
-    )
+    return AdamW(learning_rate, *moments, epsilon=epsilon, weight_decay=weight_decay)
+
+
+def adam_l2(
+    learning_rate: Schedule,
+    moments: tuple[float, float],
+    *,
+    weight_decay: float,
+    epsilon: float = ADAM_EPSILON,
+) -> AdamL2:
+    """Return Adam with an L2 penalty of ``weight_decay / 2`` on the weights.
+
+    Parameters are those of `adamw`.
+    """
+    return AdamL2(learning_rate, *moments, epsilon=epsilon, weight_decay=weight_decay)
 
 
 def make_schedule(
@@ -238,10 +275,13 @@ def make_optimizer(
         Updates that it makes in every training step but the first.
     """
     schedule, settings = make_schedule(training, updates_per_step), training.optimizer
-    moments = (settings.beta1, settings.beta2)
-    if settings.algorithm == "AdamW":
-        return adamw(schedule, moments, weight_decay=settings.weight_decay)
-    return adam(schedule, moments, amsgrad=settings.algorithm == "AMSGrad")
+    moments, epsilon = (settings.beta1, settings.beta2), settings.epsilon
+    decaying = {"AdamW": adamw, "AdamL2": adam_l2}
+    if settings.algorithm in decaying:
+        make, decay = decaying[settings.algorithm], settings.weight_decay
+        return make(schedule, moments, weight_decay=decay, epsilon=epsilon)
+    is_amsgrad = settings.algorithm == "AMSGrad"
+    return adam(schedule, moments, amsgrad=is_amsgrad, epsilon=epsilon)
 
 
 def update_weights(

@@ -1,4 +1,4 @@
-"""Training cells that a model edits when a request names none of its own."""
+"""Training cells that a model starts from when a request names none of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ class SourceCells:
 
 
 def draw_sources(
-    folder: Path, manifest: DatasetManifest, n_cells: int, *, seed: int
+    folder: Path,
+    manifest: DatasetManifest,
+    n_cells: int,
+    *,
+    seed: int,
+    wanted: Mapping[str, npt.NDArray[np.int32]] | None = None,
 ) -> SourceCells:
     """Draw training cells, all equally likely, each as often as it falls.
 
@@ -56,6 +61,10 @@ def draw_sources(
         Of a request; the first ones are the same in a longer request.
     seed
         Of the request.
+    wanted
+        Codes ``(n_cells,)`` by covariate, that of the label among them: a cell starts
+        from one that agrees in all of them; if there is none, in the label; if there
+        is none either, from any. None to start from any.
 
     Raises
     ------
@@ -64,7 +73,10 @@ def draw_sources(
     """
     n_train = manifest.split_sizes["train"]
     draws = uniform(derive_seed(seed, "source cells"), 0, n_cells)
-    drawn = np.minimum((draws * n_train).astype(np.int64), n_train - 1)
+    if wanted is None:
+        drawn = np.minimum((draws * n_train).astype(np.int64), n_train - 1)
+    else:
+        drawn = _alike(folder, manifest, wanted, draws)
     different, rows = np.unique(drawn, return_inverse=True)
     values: list[sp.csr_matrix] = [
         sp.csr_matrix((0, len(manifest.features[RNA])), dtype=np.float32)
@@ -89,3 +101,35 @@ def draw_sources(
         {name: np.concatenate(of) for name, of in codes.items()},
         rows.reshape(-1),
     )
+
+
+def _alike(
+    folder: Path,
+    manifest: DatasetManifest,
+    wanted: Mapping[str, npt.NDArray[np.int32]],
+    draws: npt.NDArray[np.float64],
+) -> npt.NDArray[np.int64]:
+    """Return the training cell that each cell starts from, by uniform draws."""
+    names = list(wanted)
+    batches = cells_in_order(folder, manifest, "train", batch_size=CELLS_AT_ONCE)
+    known = np.concatenate(
+        [
+            np.stack([batch.covariates[name].numpy() for name in names], axis=1)
+            for batch in batches
+        ]
+    )
+    table = np.stack([wanted[name] for name in names], axis=1)
+    kinds, kind_of = np.unique(table, axis=0, return_inverse=True)
+    kind_of = kind_of.reshape(-1)
+    label = names.index(manifest.label)
+    drawn = np.zeros(len(draws), np.int64)
+    for index, kind in enumerate(kinds):
+        alike = np.flatnonzero((known == kind).all(axis=1))
+        if not len(alike):
+            alike = np.flatnonzero(known[:, label] == kind[label])
+        if not len(alike):
+            alike = np.arange(len(known))
+        mine = kind_of == index
+        places = (draws[mine] * len(alike)).astype(np.int64)
+        drawn[mine] = alike[np.minimum(places, len(alike) - 1)]
+    return drawn

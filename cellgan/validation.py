@@ -147,17 +147,22 @@ class Validation:
             self._draw_latents(step, latents)
 
     def _sources(self, real: RealCells) -> CellBatch | None:
-        """Return, for a model that edits cells, each cell's neighbour in the records.
+        """Return the cells that a model starts from, if it does.
 
-        Edited to the categories of another cell they show what a model changes.
+        For one that edits cells, each cell's neighbour in the records: edited to the
+        categories of another cell they show what a model changes. For one that starts
+        from cells alike, the cells themselves.
         """
-        if not self._experiment.parameters.model.is_additive:
+        kind = self._experiment.parameters.model.source_cells
+        if kind == "none":
             return None
-        neighbours = np.roll(np.arange(len(real)), 1)
+        neighbours = np.roll(np.arange(len(real)), 1 if kind == "any" else 0)
         values = real.expression[neighbours].toarray()
         sizes = real.library_sizes[RNA][neighbours]
         if self._manifest.record_values == "counts":
             values *= (sizes / self._manifest.target_library_size)[:, None]
+            if kind == "alike":
+                values = np.rint(values)  # counts, which scaling has rounded
         return CellBatch(
             {RNA: tf.constant(values, tf.float32)},
             {RNA: tf.constant(sizes, tf.float32)},

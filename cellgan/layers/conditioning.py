@@ -45,6 +45,8 @@ class _Normalization(SizedLayer):
         Width of the input.
     n_categories
         Rows of scale and offset; None for one scale and offset for all cells.
+    epsilon
+        Added to variances.
     name
         Name of the layer.
     dtype
@@ -56,10 +58,12 @@ class _Normalization(SizedLayer):
         n_units: int,
         n_categories: int | None = None,
         *,
+        epsilon: float = NORMALIZATION_EPSILON,
         name: str | None = None,
         dtype: str = "float32",
     ) -> None:
         super().__init__(name=name, dtype=dtype)
+        self.epsilon = epsilon
         self._n_units = n_units
         self._n_categories = n_categories
 
@@ -77,7 +81,7 @@ class _Normalization(SizedLayer):
         categories: tf.Tensor | None,
     ) -> tf.Tensor:
         """Standardise by the statistics given, then scale and shift."""
-        normalized = (inputs - mean) * tf.math.rsqrt(variance + NORMALIZATION_EPSILON)
+        normalized = (inputs - mean) * tf.math.rsqrt(variance + self.epsilon)
         if categories is None:
             return normalized * self.scale + self.offset
         scale = tf.matmul(categories, self.scale)

@@ -106,7 +106,43 @@ class Bernoulli(NamedTuple):
         return sample_bernoulli(self.mean, seed, first_cell)
 
 
-CountDistribution = NegativeBinomial | Poisson | Bernoulli
+class ZeroInflatedNegativeBinomial(NamedTuple):
+    """Negative binomial counts, of which some are zeros for another reason."""
+
+    expected: tf.Tensor
+    """Mean of the negative binomial, ``(n_cells, n_features)``."""
+    inverse_dispersion: tf.Tensor
+    """``(n_features,)``, or one row per cell."""
+    zero_logits: tf.Tensor
+    """Logits of the zeros, ``(n_cells, n_features)``."""
+
+    @property
+    def mean(self) -> tf.Tensor:
+        """Mean of the counts, zeros and all."""
+        return tf.sigmoid(-self.zero_logits) * self.expected
+
+    def log_prob(self, counts: tf.Tensor) -> tf.Tensor:
+        """Return `zero_inflated_log_prob`."""
+        return zero_inflated_log_prob(
+            counts, self.expected, self.inverse_dispersion, self.zero_logits
+        )
+
+    def sample(self, seed: tf.Tensor, first_cell: int | tf.Tensor = 0) -> tf.Tensor:
+        """Return counts, drawn as those of a negative binomial, or 0."""
+        of_counts, of_zeros = (
+            tf.random.experimental.stateless_fold_in(seed, index, alg="philox")
+            for index in range(2)
+        )
+        counts = sample_negative_binomial(
+            self.expected, self.inverse_dispersion, of_counts, first_cell
+        )
+        zeros = sample_bernoulli(tf.sigmoid(self.zero_logits), of_zeros, first_cell)
+        return counts * (1 - zeros)
+
+
+CountDistribution = (
+    NegativeBinomial | Poisson | Bernoulli | ZeroInflatedNegativeBinomial
+)
 
 
 def negative_binomial_log_prob(
@@ -174,12 +210,14 @@ def negative_binomial_softmax_loss(
     logits
         ``(n_cells, n_genes)``.
     library_size
-        ``(n_cells,)``, without gradient.
+        ``(n_cells,)``, positive.
     """
     theta = tf.clip_by_value(inverse_dispersion, *DISPERSION_RANGE)
 
     @tf.custom_gradient
-    def loss(logits: tf.Tensor, theta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def loss(
+        logits: tf.Tensor, library_size: tf.Tensor, theta: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable]:
         shares = tf.nn.softmax(logits)
         mean = shares * library_size[:, tf.newaxis]
         found = _negative_binomial(counts, mean, theta)
@@ -191,15 +229,16 @@ def negative_binomial_softmax_loss(
         if theta.shape.rank == 1:
             by_theta = tf.reduce_sum(by_theta, axis=0)
         by_theta *= each
+        by_size = each * of_cells[:, 0] / library_size
 
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return upstream * by_logits, upstream * by_theta
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return upstream * by_logits, upstream * by_size, upstream * by_theta
 
         # By genes first: XLA adds up columns, not rows, several at once.
         by_gene = tf.reduce_sum(found.log_prob, axis=0)
         return each * tf.reduce_sum(by_gene), gradient
 
-    return loss(logits, theta)
+    return loss(logits, library_size, theta)
 
 
 class _NegativeBinomial(NamedTuple):
@@ -260,6 +299,28 @@ def _negative_binomial(
         theta * scale * (x / m - 1),
         (digammas - zero) + (m - x) * scale - MEAN_EPSILON / (theta + MEAN_EPSILON),
     )
+
+
+def zero_inflated_log_prob(
+    counts: tf.Tensor,
+    mean: tf.Tensor,
+    inverse_dispersion: tf.Tensor,
+    zero_logits: tf.Tensor,
+) -> tf.Tensor:
+    """Return log-probabilities of negative binomial counts with more zeros.
+
+    Parameters
+    ----------
+    counts, mean, inverse_dispersion
+        As of `negative_binomial_log_prob`.
+    zero_logits
+        Logits of the probability that a count is 0 whatever the negative binomial
+        says, ``(n_cells, n_genes)``.
+    """
+    of_counts = negative_binomial_log_prob(counts, mean, inverse_dispersion)
+    zero = tf.math.softplus(of_counts - zero_logits)
+    other = of_counts - zero_logits
+    return tf.where(counts > 0, other, zero) - tf.math.softplus(-zero_logits)
 
 
 def poisson_log_prob(counts: tf.Tensor, log_rate: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from cellgan.config import TrainingParameters
 from cellgan.layers.context_pool import NO_CATEGORY, SlotGradients
 from cellgan.models.cycle_networks import CycleNetwork
-from cellgan.optimizers import ADAM_EPSILON, make_schedule
+from cellgan.optimizers import make_schedule
 
 VALUES_AT_ONCE = 2**16
 """Of matrices by category that are updated together: caches hold their states."""
@@ -74,6 +74,7 @@ class CycleOptimizer:
         self._clip_norm = clip_norm
         self._schedule = make_schedule(training)
         self._betas = (settings.beta1, settings.beta2)
+        self._epsilon = settings.epsilon
         self._n_steps = _state("n_steps", tf.zeros((), tf.int64))
         decay = settings.weight_decay
         self._dense = [
@@ -233,7 +234,7 @@ class CycleOptimizer:
         gradient = gradient * scale
         first = first + (1 - beta1) * (gradient - first)
         second = second + (1 - beta2) * (tf.square(gradient) - second)
-        root = tf.sqrt(second * correction) + ADAM_EPSILON
+        root = tf.sqrt(second * correction) + self._epsilon
         return tf.nn.relu(weight * kept - rate * first / root), first, second
 
 
