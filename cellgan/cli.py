@@ -310,7 +310,8 @@ def _print_config(experiments: Sequence[Experiment], studies: Sequence[Study]) -
 
     from cellgan.config import as_used  # noqa: PLC0415
 
-    document = {one.name: as_used(one.parameters) for one in (*experiments, *studies)}
+    document = {of.name: as_used(of.parameters) for of in experiments}
+    document |= {of.name: as_used(of.parameters) for of in studies}
     print(json.dumps(document, indent=4))
     return 0
 

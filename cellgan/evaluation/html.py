@@ -69,6 +69,36 @@ def write_html(
 
 def page(document: Document, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """Return the text of the page."""
+    experiments = ranked(document)
+    sections = "\n".join(
+        _experiment_section(index, name, experiment, pictures.get(name, ()))
+        for index, (name, experiment) in enumerate(experiments)
+    )
+    main = f"""{_leaderboard(experiments)}
+<section aria-labelledby="verdicts">
+<h2 id="verdicts">Verdict</h2>
+<div class="verdicts">
+{"".join(_verdict(index, *entry) for index, entry in enumerate(experiments))}
+</div>
+</section>
+{sections}
+{_glossary(experiments)}"""
+    made = f"{document['version']}, {document['created']}"
+    return shell(TITLE, [name for name, _ in experiments], made, main)
+
+
+def shell(title: str, of: Iterable[str], made: str, main: str) -> str:
+    """Return a whole page around what it shows.
+
+    Parameters
+    ----------
+    title, made
+        Heading, and version and time of the making; plain text.
+    of
+        Names of what the page is about.
+    main
+        HTML of its sections.
+    """
     style, script = (
         resources.files(__package__).joinpath(file).read_text("utf-8")
         for file in ("report.css", "report.js")
@@ -77,37 +107,23 @@ def page(document: Document, pictures: Mapping[str, Sequence[Picture]]) -> str:
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     )
-    experiments = ranked(document)
-    sections = "\n".join(
-        _experiment_section(index, name, experiment, pictures.get(name, ()))
-        for index, (name, experiment) in enumerate(experiments)
-    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}: {escape(", ".join(name for name, _ in experiments))}</title>
+<title>{escape(title)}: {escape(", ".join(of))}</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
 </head>
 <body>
 <header>
-<h1>{TITLE}</h1>
-<p class="quiet">Made by cellgan {escape(document["version"])},
-{escape(document["created"])}.</p>
+<h1>{escape(title)}</h1>
+<p class="quiet">Made by cellgan {escape(made)}.</p>
 </header>
 <main>
-{_leaderboard(experiments)}
-<section aria-labelledby="verdicts">
-<h2 id="verdicts">Verdict</h2>
-<div class="verdicts">
-{"".join(_verdict(index, *entry) for index, entry in enumerate(experiments))}
-</div>
-</section>
-{sections}
-{_glossary(experiments)}
+{main}
 </main>
 <dialog aria-label="enlarged picture"><img src="data:," alt=""></dialog>
 <script>{script}</script>
@@ -175,7 +191,7 @@ def _experiment_section(
     cells = experiment["cells"]
     parts = (
         _memorisation(experiment),
-        _pictures(pictures),
+        picture_section(pictures),
         _scores(experiment),
         _labels(experiment),
         _giveaway_genes(experiment),
@@ -229,7 +245,8 @@ def _memorisation(experiment: ExperimentReport) -> str:
 {table("Numbers of the memorisation check", header, rows)}"""
 
 
-def _pictures(pictures: Sequence[Picture]) -> str:
+def picture_section(pictures: Sequence[Picture]) -> str:
+    """Return pictures with their titles, and in words; nothing without any."""
     if not pictures:
         return ""
     figures = "".join(

@@ -350,6 +350,15 @@ class ReconstructingModel(GenerativeModel):
             Of the draws.
         """
 
+    def gene_loadings(self) -> npt.NDArray[np.float32] | None:
+        """Return what each latent dimension weighs genes by; None if it does not.
+
+        Returns
+        -------
+        ``(n_genes, n_latent)``, of models whose decoder is linear.
+        """
+        return None
+
 
 def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     """Return whether to compile with XLA; ``"auto"`` does on a GPU."""

@@ -150,6 +150,10 @@ class LinearVae(ReconstructingModel):
         loadings: npt.NDArray[np.float32] = self._network.decoder.loadings().numpy()
         return loadings
 
+    def gene_loadings(self) -> npt.NDArray[np.float32]:
+        """Return `loadings`."""
+        return self.loadings()
+
     def reconstruct(
         self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
     ) -> Reconstruction:
