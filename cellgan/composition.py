@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -360,7 +360,7 @@ def hold_out(evaluation: EvaluationSet, name: str, cells: Eligible) -> Eligible:
                     f"{', '.join(sorted(known)[:20])}."
                 )
                 raise ConfigError(msg)
-        cells = cells.take(np.isin(cells.groups, evaluation.groups))
+        cells = cells.take(is_among(cells.groups, evaluation.groups))
     if evaluation.cells is None:
         if not len(cells):
             msg = f"evaluations.{name}: no cell meets the filters."
@@ -423,10 +423,10 @@ def exclude(
                 )
                 raise ConfigError(msg)
         else:
-            same_cell = np.isin(cells.ids, others.ids)
+            same_cell = is_among(cells.ids, others.ids)
         same_group = np.zeros(len(cells), bool)
         if cells.groups is not None and others.groups is not None:
-            same_group = np.isin(cells.groups, others.groups) & ~is_held_out
+            same_group = is_among(cells.groups, others.groups) & ~is_held_out
         if how == "refuse":
             _refuse_shared(name, source, cells, same_cell, same_group)
         if how != "groups":
@@ -464,6 +464,12 @@ def _refuse_shared(
             'composition.exclude to "cells", which leaves them out.'
         )
         raise ConfigError(msg)
+
+
+def is_among(names: Names, others: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return which names are among others (by hash: ``np.isin`` sorts them)."""
+    wanted = set(others)
+    return np.fromiter((name in wanted for name in names), bool, len(names))
 
 
 def plan_corpora(

@@ -201,7 +201,7 @@ class EvaluationSet:
     """A source of the study; cells that are drawn from it are trained on by nobody."""
     groups: tuple[Name, ...] = ()
     """With `source`: hold out all cells of these groups."""
-    file: Source | None = None
+    external: Source | None = None
     """Another file, described as a source is."""
     cells: Positive | None = None
     """At most so many, drawn by the study's seed; null for all (of a source without
@@ -214,14 +214,14 @@ class EvaluationSet:
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSet:
-        if (self.source is None) == (self.file is None):
-            msg = "give one of source and file"
+        if (self.source is None) == (self.external is None):
+            msg = "give one of source and external"
             raise ValueError(msg)
         if self.source is not None and not self.groups and self.cells is None:
             msg = "of a source, say which to hold out: groups, or a number of cells"
             raise ValueError(msg)
         if self.groups and self.source is None:
-            msg = "groups are of a source: give source, or a filter in file"
+            msg = "groups are of a source: give source, or a filter in external"
             raise ValueError(msg)
         return self
 
@@ -371,10 +371,10 @@ def _check_names(names: Iterable[str], what: str) -> None:
         msg = f"{what} are empty"
         raise ValueError(msg)
     for name in names:
-        if not re.fullmatch(r"\w[\w.+-]*", name) or name in RESERVED:
+        if not re.fullmatch(r"\w[\w .+-]*", name) or name in RESERVED:
             msg = (
                 f'{what}: "{name}" cannot be a name. Use letters, digits, "_", "-", '
-                f'"+" and "."; {" and ".join(RESERVED)} are folders of the study'
+                f'"+", "." and spaces; {" and ".join(RESERVED)} are folders of ours'
             )
             raise ValueError(msg)
 
@@ -388,14 +388,3 @@ def written_out(block: Any) -> Any:
         for name, of in block["mixtures"].items()
     }
     return {**block, "mixtures": mixtures}
-
-
-def files_of(composition: Composition) -> dict[str, Source]:
-    """Return every file of a study by where it is named."""
-    others = {
-        f"evaluations.{name}": evaluation.file
-        for name, evaluation in composition.evaluations.items()
-        if evaluation.file is not None
-    }
-    sources = {f"sources.{name}": of for name, of in composition.sources.items()}
-    return {**sources, **others}

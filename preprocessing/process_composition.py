@@ -41,6 +41,7 @@ from cellgan.composition import (
     digest,
     exclude,
     hold_out,
+    is_among,
     plan_corpora,
     training_seed,
 )
@@ -193,11 +194,11 @@ def make_plan(composition: Composition, stack: contextlib.ExitStack) -> Plan:
         )
     others: dict[str, SourceFile] = {}
     for name, evaluation in composition.evaluations.items():
-        if evaluation.file is not None:
+        if evaluation.external is not None:
             group_by = [evaluation.group_by] if evaluation.group_by else []
-            where = f"evaluations.{name}.file"
+            where = f"evaluations.{name}.external"
             others[name] = stack.enter_context(
-                open_source(evaluation.file, where, group_by, of_models, **options)
+                open_source(evaluation.external, where, group_by, of_models, **options)
             )
     names = {name: gene_names(file) for name, file in files.items()}
     trained = {
@@ -402,7 +403,7 @@ def _overlap(
                 n_cells = None  # names tell nothing
                 shared = 0
             else:
-                shared = int(np.isin(of.file.ids[rows], cells.ids).sum())
+                shared = int(is_among(of.file.ids[rows], cells.ids).sum())
             n_cells = None if n_cells is None else n_cells + shared
             if of.file.source.group is not None and cells.groups is not None:
                 mine = as_text(of.file.obs[of.file.source.group])[rows]

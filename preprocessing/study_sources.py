@@ -62,7 +62,7 @@ class SourceFile:
     """Columns in use, a row per cell."""
     var: pd.DataFrame
 
-    @property
+    @functools.cached_property
     def ids(self) -> npt.NDArray[Any]:
         """Name of every cell."""
         column = self.source.cell_column

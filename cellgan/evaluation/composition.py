@@ -315,8 +315,8 @@ def canonical_correlations(one: Floats, other: Floats) -> Floats:
     bases = [_basis(np.asarray(of, np.float64)) for of in (one, other)]
     if min(basis.shape[1] for basis in bases) == 0:
         return np.zeros(0)
-    found: Floats = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
-    return np.minimum(found, 1.0)
+    found = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    return np.asarray(np.minimum(found, 1.0), np.float64)
 
 
 def _basis(latent: Floats) -> Floats:
