@@ -318,7 +318,7 @@ def tissues(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             "batch_size": 128,
             "validation_freq": 0,
             "progress_freq": 0,
-            "summary_freq": 1,
+            "summary_freq": 10,
             "learning_rate": {"alpha_0": 5e-3},
         }
         model = {"type": "LDVAE", "n_latent": 10, "n_layers": 2}
