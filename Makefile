@@ -45,7 +45,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 .venv/bench: .venv/installed
-	$(PIP) "$(TORCH)" harmonypy
+	$(PIP) "$(TORCH)" harmonypy scvi-tools
 	@touch $@
 
 .venv/installed: .venv/made pyproject.toml

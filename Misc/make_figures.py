@@ -2,11 +2,13 @@
 
     python Misc/make_figures.py experiments/pbmc
     python Misc/make_figures.py experiments/kang_cfgen
+    python Misc/make_figures.py experiments/pbmc3k_ldvae
     python Misc/make_figures.py experiments/blood
 
 Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
 losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with a guidance
-sweep, copies the sweep's figure alone; of a composition study, its heat map.
+sweep, or with loadings of a linear decoder, copies that figure alone; of a composition
+study, its heat map.
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ def main() -> None:
         shutil.copyfile(heat_map, FIGURES / "composition.png")
         return
     experiment = Experiment.open(folder)
-    sweep = experiment.guidance_file.with_suffix(".png")
-    if sweep.exists():
-        shutil.copyfile(sweep, FIGURES / "guidance.png")
-        return
+    embedded = experiment.embedded_file
+    alone = {
+        "guidance.png": experiment.guidance_file.with_suffix(".png"),
+        "loadings.png": embedded.with_name(f"{embedded.stem}_loadings.png"),
+    }
+    for name, source in alone.items():
+        if source.exists():
+            shutil.copyfile(source, FIGURES / name)
+            return
     last = experiment.parameters.training.max_steps
     copies = {
         "map_in_training.png": experiment.embedding_folder / f"step_{last}.png",

@@ -30,8 +30,9 @@ SOLVER_KEYS = (
 ACTIONS = ("process", "train", "generate", "evaluate")
 STUDIES = (
     *("augment", "correct", "guidance_sweep", "interpolate", "translate"),
-    *("counterfactual", "influence"),
+    *("counterfactual", "embed", "influence"),
 )
+EMBEDDED_LAYERS = ("normalized", "predictive")
 DEFAULT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CELLS_PER_WEIGHT = 100
 EPILOG = """\
@@ -44,6 +45,7 @@ examples:
       --condition "cell_type=B cell" donor=1488 --guidance cell_type=2
   cellgan --param parameters.json --correct batch=8k_5prime
   cellgan --param parameters.json --counterfactual sex=female --input cells.h5ad
+  cellgan --param parameters.json --embed --input cells.h5ad
   cellgan --evaluate --real held_out.h5ad --generated mine.h5ad theirs.h5ad
 """
 
@@ -188,6 +190,15 @@ def _run_studies(experiment: Experiment, options: argparse.Namespace) -> None:
             save_path=options.save_path,
             seed=options.seed,
         )
+    if options.embed:
+        commands.embed(
+            experiment,
+            cells=options.input,
+            layers=_layers(options.layers),
+            n_samples=options.n_samples,
+            save_path=options.save_path,
+            seed=options.seed,
+        )
     if options.influence:
         commands.influence(experiment)
     if options.augment:
@@ -283,6 +294,22 @@ def _scales(words: Sequence[str] | None) -> dict[str, float] | None:
     return None if pairs is None else scales
 
 
+def _layers(words: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Read the layers that ``--embed`` writes."""
+    if words is None:
+        return None
+    if words == ["none"]:
+        return ()
+    for word in words:
+        if word not in EMBEDDED_LAYERS:
+            msg = (
+                f'--layers: no layer "{word}".{did_you_mean(word, EMBEDDED_LAYERS)} '
+                f"Layers: {', '.join(EMBEDDED_LAYERS)}; or none, alone."
+            )
+            raise ConfigError(msg)
+    return tuple(words)
+
+
 def _library_size(word: str | None) -> int | str | None:
     return int(word) if word is not None and word.isdecimal() else word
 
@@ -351,8 +378,9 @@ def _check_options(options: argparse.Namespace) -> None:
     if not wanted and not any(getattr(options, name) for name in others):
         msg = (
             "nothing to do: give one or more of --process --train --generate "
-            "--evaluate, or --augment, --correct, --counterfactual, --guidance-sweep, "
-            "--influence, --interpolate, --estimate, --import-weights, --print-config."
+            "--evaluate, or --augment, --correct, --counterfactual, --embed, "
+            "--guidance-sweep, --influence, --interpolate, --estimate, "
+            "--import-weights, --print-config."
         )
         raise ConfigError(msg)
     _check_evaluation_options(options, wanted)
@@ -420,24 +448,27 @@ def _check_evaluation_options(
 def _check_generation_options(
     options: argparse.Namespace, wanted: Sequence[str]
 ) -> None:
-    alone = (["generate"], ["counterfactual"])
+    alone = (["generate"], ["counterfactual"], ["embed"])
     others = wanted not in alone or options.experiment
     if options.model_path is not None and others:
         msg = (
-            "--model_path goes with --generate alone, or --counterfactual alone; use "
-            "--param for the rest."
+            "--model_path goes with --generate, --counterfactual or --embed, one of "
+            "them alone; use --param for the rest."
         )
         raise ConfigError(msg)
     everywhere = ("generate", "correct", "guidance_sweep", "interpolate")
-    seeded = (*everywhere, "counterfactual")
+    seeded = (*everywhere, "counterfactual", "embed")
     of_actions: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(("counts", "requests"), ("generate",)),
         "cells_no": ("generate", "interpolate"),
         **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
         **dict.fromkeys(("condition", "latents", "library_size"), ("generate",)),
         "guidance": ("generate", "correct", "interpolate"),
-        "save_path": ("generate", "correct", "interpolate", "counterfactual"),
-        "input": ("counterfactual",),
+        "save_path": (
+            *("generate", "correct", "interpolate", "counterfactual", "embed"),
+        ),
+        "input": ("counterfactual", "embed"),
+        **dict.fromkeys(("layers", "n_samples"), ("embed",)),
         **dict.fromkeys(SOLVER_KEYS, everywhere),
         "seed": seeded if options.real is None else ("evaluate",),
     }
@@ -451,6 +482,12 @@ def _check_generation_options(
     _generation_keys(options)  # whose words are read: a slip is told at once
     _pairs(options.correct, "--correct")
     _pairs(options.counterfactual, "--counterfactual")
+    _layers(options.layers)
+    if options.n_samples is not None and options.n_samples < 0:
+        msg = (
+            f"--n-samples: {options.n_samples} found. Give 0 (the mean) or more draws."
+        )
+        raise ConfigError(msg)
     if options.interpolate:
         _cells_per_weight(options.cells_no)
         if options.generate or options.correct:
@@ -465,18 +502,35 @@ def _check_generation_options(
             "run them one after the other."
         )
         raise ConfigError(msg)
-    if options.counterfactual and (options.generate or options.correct):
-        msg = (
-            "--counterfactual shares options with --generate and --correct: run them "
-            "one after the other."
-        )
-        raise ConfigError(msg)
+    _check_one_file(options)
     path = options.save_path
     if options.evaluate and path is not None and path.suffix != ".h5ad":
         msg = (
             f"--save_path: {path} cannot be evaluated, only .h5ad files can. Save to "
             f".h5ad, or leave --evaluate out."
         )
+        raise ConfigError(msg)
+
+
+def _check_one_file(options: argparse.Namespace) -> None:
+    """Refuse one file, given or to be written, for several actions."""
+    if options.counterfactual and (options.generate or options.correct):
+        msg = (
+            "--counterfactual shares options with --generate and --correct: run them "
+            "one after the other."
+        )
+        raise ConfigError(msg)
+    with_files = ("generate", "correct", "interpolate", "counterfactual")
+    others = [_option(name) for name in with_files if getattr(options, name)]
+    for name in ("save_path", "input"):
+        if options.embed and others and getattr(options, name) is not None:
+            msg = (
+                f"{_option(name)} would be of --embed and of {others[0]}: run them one "
+                "after the other."
+            )
+            raise ConfigError(msg)
+    if options.n_samples is not None and options.n_samples < 0:
+        msg = f"--n-samples: {options.n_samples} found. Give 0, the mean, or more."
         raise ConfigError(msg)
 
 
@@ -496,16 +550,16 @@ def _arguments_of_each(options: argparse.Namespace) -> list[str]:
         raise ConfigError(msg)
     arguments = ["--param", str(options.param)]
     flags = ("estimate", "overwrite", "counts", "fail_on_leak")
-    studies = ("guidance_sweep", "influence")
+    studies = ("embed", "guidance_sweep", "influence")
     for name in (*ACTIONS, *flags, *studies):
         if getattr(options, name):
             arguments.append(_option(name))
     lists = ("cells_no", "condition", "guidance", "correct", "interpolate", "weights")
-    for name in (*lists, "counterfactual"):
+    for name in (*lists, "counterfactual", "layers"):
         if getattr(options, name):
             arguments += [_option(name), *map(str, getattr(options, name))]
     numbers = ("seed", "requests", "latents", "library_size", "init_step", "input")
-    for name in (*numbers, *SOLVER_KEYS):
+    for name in (*numbers, "n_samples", *SOLVER_KEYS):
         if getattr(options, name) is not None:
             arguments += [_option(name), str(getattr(options, name))]
     if options.augment:
@@ -620,11 +674,30 @@ def _add_action_arguments(parser: argparse.ArgumentParser) -> None:
         help="of cycleAE: edit cells to these categories, with what each head adds",
     )
     add(
+        "--embed",
+        action="store_true",
+        help="of LDVAE, CFGen and cfDiffusion: cells with their latents; of LDVAE also "
+        "what it makes of them, how well, and the loadings of genes",
+    )
+    add(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="with --embed: normalized and predictive (default), or none",
+    )
+    add(
+        "--n-samples",
+        type=int,
+        metavar="N",
+        help="with --embed: draws that expression is the mean of (0: that of the mean "
+        "latent)",
+    )
+    add(
         "--input",
         type=Path,
         metavar="FILE",
-        help="with --counterfactual: raw counts of the cells to edit, of any format; "
-        "by default the processed cells",
+        help="with --counterfactual or --embed: raw counts of the cells, of any "
+        "format; by default the processed cells",
     )
     add(
         "--influence",

@@ -20,6 +20,7 @@ from cellgan.cell_requests import LIKE_DATA, check_save_path
 from cellgan.composition import Study
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment, write_json
+from cellgan.manifest import RNA
 from cellgan.start import load_tensorflow
 from cellgan.wanted_cells import check_guidance, doubts, request_parts
 
@@ -567,6 +568,63 @@ def counterfactual(
         given = read_new_cells(str(cells), manifest, parameters.input_ds, fields)
     room.counterfactual(
         experiment, target, path, cells=given, origin=str(cells), seed=settings.seed
+    )
+
+
+def embed(
+    experiment: Experiment,
+    *,
+    cells: Path | None = None,
+    layers: Sequence[str] | None = None,
+    n_samples: int | None = None,
+    save_path: Path | None = None,
+    seed: int | None = None,
+) -> None:
+    """Write cells with their latents and reconstructions.
+
+    Parameters
+    ----------
+    cells
+        File of raw counts, of any format; None for the processed cells. Genes that it
+        lacks count as genes without counts.
+    layers, n_samples, seed
+        Of `cellgan.embedding.Settings`; None for its default.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, DataError
+        As `cellgan.embedding.embed`.
+    """
+    manifest = experiment.manifest()
+    settings = _generation_settings(experiment, {"seed": seed})
+    path = check_save_path(save_path or experiment.embedded_file, modalities=(RNA,))
+    if path.suffix != ".h5ad":
+        msg = f"--save_path: {path}: cells with latents go to .h5ad files alone."
+        raise ConfigError(msg)
+    parameters = experiment.parameters
+
+    load_tensorflow()
+    from cellgan import embedding  # noqa: PLC0415
+
+    embedding.check_encoder(experiment)
+    given = None
+    if cells is not None:
+        from preprocessing.new_cells import read_new_cells  # noqa: PLC0415
+
+        columns = parameters.model.needed_columns(manifest)
+        given = read_new_cells(
+            str(cells), manifest, parameters.input_ds, columns, fills_missing=True
+        )
+    embedding.embed(
+        experiment,
+        path,
+        embedding.Settings(
+            embedding.Settings().layers if layers is None else tuple(layers),
+            n_samples or 0,
+            settings.seed,
+        ),
+        cells=given,
+        origin=str(cells),
     )
 
 

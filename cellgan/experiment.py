@@ -149,6 +149,11 @@ class Experiment:
         return self.folder / "generated" / "counterfactual.h5ad"
 
     @property
+    def embedded_file(self) -> Path:
+        """Where cells with latents go unless told otherwise; tables are beside it."""
+        return self.folder / "embedding" / "cells.h5ad"
+
+    @property
     def influence_folder(self) -> Path:
         """What each covariate contributes to cells: tables, loadings and a plot."""
         return self.folder / "influence"

@@ -6,6 +6,7 @@ imported when a model is built, never before.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -803,6 +804,10 @@ class LinearVaeConfig(ModelConfig):
     original, ``"biased"`` that of Keras' layer. Batches are always normalised by the
     biased one."""
     decoder_bias: bool = False
+    initial_genes: Literal["random", "cells"] = "random"
+    """What levels and dispersions of genes start from: ``"random"`` is what the
+    original does, which takes thousands of steps to find them; ``"cells"`` takes
+    those of the training cells."""
     kl: KlConfig = KlConfig()
 
     @model_validator(mode="after")
@@ -856,7 +861,7 @@ class LinearVaeConfig(ModelConfig):
         """Return parameters of which only what the decoder knows can be asked for."""
         if latents != "prior":
             return self
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return PriorVaeConfig(**own)
 
     def kl_weight(self, step: int, training: Any, n_cells: int) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import scipy.sparse as sp
 
 from cellgan.config import InputParameters
 from cellgan.errors import DataError
@@ -15,7 +18,11 @@ from preprocessing.annotations import as_text, require_column, writable_columns
 from preprocessing.raw_counts import CountsPlace, choose_counts
 from preprocessing.readers import open_raw_file
 
+log = logging.getLogger(__name__)
+
 SHOWN = 3
+FEW_GENES = 0.8
+"""Share of the model's genes below which cells are doubted."""
 
 
 def read_new_cells(
@@ -23,6 +30,8 @@ def read_new_cells(
     manifest: DatasetManifest,
     parameters: InputParameters,
     columns: Sequence[str],
+    *,
+    fills_missing: bool = False,
 ) -> ad.AnnData:
     """Read counts of the genes that a model knows, in its order.
 
@@ -36,6 +45,9 @@ def read_new_cells(
     columns
         obs columns that must be there: categoricals of text in the result. Every value
         must be one that the model was trained on.
+    fills_missing
+        Take genes that the file lacks for genes without counts, as long as it has some
+        of the model's; otherwise it must have all.
 
     Raises
     ------
@@ -51,20 +63,48 @@ def read_new_cells(
         found = choose_counts(place, raw, counts=parameters.counts)
     genes = pd.Index(manifest.features[RNA])
     at = found.var.index.get_indexer(genes)
-    missing = genes[at < 0]
-    if len(missing):
-        more = ", ..." if len(missing) > SHOWN else ""
-        msg = (
-            f"{where}: {len(missing)} of the {len(genes)} genes of the model are "
-            f"missing ({', '.join(missing[:SHOWN])}{more}). Give a file with all genes "
-            f"of the training data, under the same names."
-        )
-        raise DataError(msg)
+    _check_genes(genes, at >= 0, where, fills_missing=fills_missing)
     obs, _ = writable_columns(found.obs)
     for name in columns:
         obs[name] = known_values(found.obs[name], name, manifest, where)
-    counts = found.counts[:, at].tocsr()
+    counts = _aligned(found.counts, at)
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes.astype(object)))
+
+
+def _check_genes(
+    genes: pd.Index, is_there: npt.NDArray[np.bool_], where: str, *, fills_missing: bool
+) -> None:
+    """Refuse a file without genes that are needed; doubt one with few."""
+    missing = genes[~is_there]
+    if not len(missing):
+        return
+    more = ", ..." if len(missing) > SHOWN else ""
+    lacking = (
+        f"{where}: {len(missing)} of the {len(genes)} genes of the model are missing "
+        f"({', '.join(missing[:SHOWN])}{more})"
+    )
+    if not is_there.any() or not fills_missing:
+        msg = (
+            f"{lacking}. Give a file with all genes of the training data, under the "
+            "same names."
+        )
+        raise DataError(msg)
+    if is_there.mean() < FEW_GENES:
+        log.warning(
+            "%s: they count as genes without counts. With fewer than %d %% of the "
+            "genes, do not rely on what is told of these cells",
+            lacking,
+            round(100 * FEW_GENES),
+        )
+
+
+def _aligned(counts: sp.csr_matrix, at: npt.NDArray[np.intp]) -> sp.csr_matrix:
+    """Return columns of counts; zeros where there is none (-1)."""
+    if (at >= 0).all():
+        return counts[:, at].tocsr()
+    empty = sp.csr_matrix((counts.shape[0], 1), dtype=counts.dtype)
+    extended = sp.hstack([counts, empty], format="csc")
+    return extended[:, np.where(at < 0, counts.shape[1], at)].tocsr()
 
 
 def known_values(

@@ -54,6 +54,7 @@ GROUPS = {
         "cellgan.composition_scores",
         "cellgan.counterfactual",
         "cellgan.distribution",
+        "cellgan.embedding",
         "cellgan.estimate",
         "cellgan.evaluation",
         "cellgan.generation",

@@ -100,6 +100,7 @@ def test_generation_options_reach_the_command(
         "requests": None,
         "condition": {"cell_type": "B cell", "donor": "1=2"},
         "guidance": {"cell_type": 2.0, "donor": 0.5},
+        "latents": None,
         "library_size": 900,
         "solver": "dopri5",
         "n_steps": 7,
@@ -265,7 +266,7 @@ WRONG = {
     ),
     "model folder for training": (
         ["--model_path", "x", "--train"],
-        r"--model_path goes with --generate alone",
+        r"--model_path goes with --generate, --counterfactual or --embed",
     ),
     "model folder that is not there": (
         ["--model_path", "nowhere", "--generate"],
@@ -321,7 +322,7 @@ WRONG = {
     ),
     "model folder with augmentation": (
         ["--model_path", "x", "--generate", "--augment", "a", "--fractions", "0.1"],
-        r"--model_path goes with --generate alone",
+        r"--model_path goes with --generate, --counterfactual or --embed",
     ),
     "evaluating another format": (
         [

@@ -204,7 +204,7 @@ WRONG = {
     ),
     "unknown optimiser": (
         lambda e: e["training"]["optimizer"].update(algorithm="SGD"),
-        r'optimizer\.algorithm: "SGD" found, expected .AMSGrad., .Adam. or .AdamW.',
+        r'"SGD" found, expected .AMSGrad., .Adam., .AdamW. or .AdamL2.',
     ),
     "unknown model type": (
         lambda e: e["model"].update(type="cscgan"),
@@ -457,7 +457,7 @@ def test_wrong_generation_option_is_named(given: Any, message: str) -> None:
 
 LATENT_ONLY = (
     r'no meaning for the model type "cscGAN", only for CFGen, cfDiffusion'
-    r"(, cycleAE)?\. Leave it out"
+    r"(, cycleAE)?(, LDVAE)?\. Leave it out"
 )
 WRONG_STAGES = {
     "unknown stage": (

@@ -17,11 +17,13 @@ from cellgan.config import (
 )
 from cellgan.optimizers import (
     Adam,
+    AdamL2,
     AdamW,
     GeometricDecay,
     LinearDecay,
     WeightAverage,
     adam,
+    adam_l2,
     adamw,
     make_optimizer,
     update_weights,
@@ -115,6 +117,31 @@ def test_adamw_makes_the_first_two_updates_of_pytorch(size):
         np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [1e-8, 0.01])
+def test_adam_with_an_l2_penalty_makes_the_first_two_updates_of_pytorch(epsilon):
+    rate, decay, (beta1, beta2) = 0.1, 0.25, (0.9, 0.999)
+    weight = keras.Variable(draw(3, 4))
+    expected = weight.numpy().astype(np.float64)
+    optimizer = adam_l2(rate, (beta1, beta2), weight_decay=decay, epsilon=epsilon)
+    first, second = np.zeros((2, 3, 4))
+    for step in (1, 2):
+        gradient = draw(3, 4, seed=step)
+        optimizer.apply([tf.constant(gradient)], [weight])
+        whole = gradient + decay * expected
+        first = beta1 * first + (1 - beta1) * whole
+        second = beta2 * second + (1 - beta2) * whole**2
+        root = np.sqrt(second / (1 - beta2**step))
+        expected -= rate * (first / (1 - beta1**step)) / (root + epsilon)
+        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_epsilon_is_that_of_the_parameters():
+    for algorithm in ("Adam", "AMSGrad", "AdamW", "AdamL2"):
+        settings = OptimizerParameters(algorithm=algorithm, epsilon=0.01)
+        optimizer = make_optimizer(TrainingParameters(optimizer=settings))
+        assert optimizer.epsilon == 0.01
+
+
 def test_decay_of_adamw_is_independent_of_the_gradient():
     weight = keras.Variable([2.0, -4.0])
     adamw(0.1, MOMENTS, weight_decay=0.5).apply([tf.zeros(2)], [weight])
@@ -123,7 +150,12 @@ def test_decay_of_adamw_is_independent_of_the_gradient():
 
 @pytest.mark.parametrize(
     ("algorithm", "kind", "amsgrad"),
-    [("AdamW", AdamW, False), ("AMSGrad", Adam, True), ("Adam", Adam, False)],
+    [
+        ("AdamW", AdamW, False),
+        ("AdamL2", AdamL2, False),
+        ("AMSGrad", Adam, True),
+        ("Adam", Adam, False),
+    ],
 )
 def test_parameters_choose_the_optimizer(algorithm, kind, amsgrad):
     settings = OptimizerParameters(algorithm=algorithm, beta1=0.3, beta2=0.7)

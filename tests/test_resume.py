@@ -72,11 +72,12 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
     assert_same_variables(resumed, whole)
 
 
-def test_resume_is_exact_for_the_cycle_autoencoder(tmp_path):
-    whole, resumed = STAGES["cycle"](), STAGES["cycle"]()
+@pytest.mark.parametrize("kind", ["cycle", "vae"])
+def test_resume_is_exact_for_models_of_one_stage(tmp_path, kind):
+    whole, resumed = STAGES[kind](), STAGES[kind]()
     schedule = Schedule(6, 0, 0, 0, 3)
     train(tmp_path / "whole", whole, schedule)
-    keep_checkpoints(tmp_path, "cycle/checkpoints/model-3")
+    keep_checkpoints(tmp_path, f"{kind}/checkpoints/model-3")
     train(tmp_path / "cut", resumed, schedule)
     assert_same_variables(resumed, whole)
 

@@ -1,7 +1,7 @@
 """Training for tests: in this process, or as a program that is killed or distributed.
 
-Stages are a linear one, tiny GANs, and those of a tiny CFGen, cfDiffusion and cycle
-autoencoder, on cells that are a function of their number.
+Stages are a linear one, tiny GANs, and those of a tiny CFGen, cfDiffusion, cycle
+autoencoder and LDVAE, on cells that are a function of their number.
 """
 
 from __future__ import annotations
@@ -98,6 +98,18 @@ def make_cycle_stage() -> TrainingStage:
     block = {
         "input_ds": {"raw_input": "a.h5ad"},
         "model": {"type": "cycleAE", "n_latent": 3, "classifier_width": 4},
+    }
+    manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
+    (stage,) = build_model(parse_experiment(block, "test"), manifest).stages()
+    return stage
+
+
+def make_vae_stage() -> TrainingStage:
+    """Build the stage of a tiny linearly decoded VAE with dropout."""
+    block = {
+        "input_ds": {"raw_input": "a.h5ad"},
+        "model": {"type": "LDVAE", "n_latent": 3, "n_hidden": 6, "dropout": 0.2},
+        "training": {"learning_rate": {"alpha_0": 1e-2}, "jit": False},
     }
     manifest = make_manifest(("A", "B", "C"), (10, 20, 34), n_genes=N_GENES)
     (stage,) = build_model(parse_experiment(block, "test"), manifest).stages()
@@ -211,6 +223,7 @@ STAGES = {
     "flow": lambda: make_cfgen_stages()[1],
     "diffusion": lambda: make_cfdiffusion_stages()[1],
     "cycle": make_cycle_stage,
+    "vae": make_vae_stage,
 }
 
 

@@ -90,10 +90,15 @@ def normalized_dispersions(log_expression: npt.ArrayLike) -> Floats:
     """
     values = np.asarray(log_expression, np.float64)
     expression = np.expm1(values)
-    mean = expression.mean(axis=0)
     variance = expression.var(axis=0, ddof=1)
+    varies = np.ptp(values, axis=0) > 0
+    return _within_bins(expression.mean(axis=0), np.where(varies, variance, 0))
+
+
+def _within_bins(mean: Floats, variance: Floats) -> Floats:
+    """Return normalised dispersions from the moments of expression."""
     mean = np.where(mean == 0, SMALLEST_MEAN, mean)
-    ratio = np.where(np.ptp(values, axis=0) > 0, variance / mean, 0)
+    ratio = variance / mean
     dispersion = np.log(ratio, out=np.full_like(ratio, np.nan), where=ratio > 0)
     bins = pd.cut(pd.Series(np.log1p(mean)), N_BINS, labels=False)
     of_bins = pd.Series(dispersion).groupby(bins)
@@ -113,7 +118,10 @@ def variable_genes(
     All genes as dispersed as the `n_genes`-th are kept, so there may be more; all that
     vary, if there are fewer.
     """
-    dispersions = normalized_dispersions(log_expression)
+    return _most_dispersed(normalized_dispersions(log_expression), n_genes)
+
+
+def _most_dispersed(dispersions: Floats, n_genes: int) -> npt.NDArray[np.bool_]:
     known = np.sort(dispersions[~np.isnan(dispersions)])[::-1]
     if not len(known):
         return np.zeros(len(dispersions), bool)
@@ -121,6 +129,38 @@ def variable_genes(
     with np.errstate(invalid="ignore"):
         chosen: npt.NDArray[np.bool_] = dispersions >= least
     return chosen
+
+
+def variable_genes_of_counts(
+    counts: sp.csr_matrix, n_genes: int = N_VARIABLE_GENES
+) -> npt.NDArray[np.bool_]:
+    """Return what `variable_genes` does of sparse counts, which stay sparse.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)``, two cells at least.
+    """
+    n_cells = counts.shape[0]
+    totals = np.asarray(counts.sum(axis=1), np.float64).ravel()
+    scale = np.divide(PER_10000, totals, out=np.zeros_like(totals), where=totals > 0)
+    scaled = sp.csr_matrix(
+        (
+            counts.data * np.repeat(scale, np.diff(counts.indptr)),
+            counts.indices,
+            counts.indptr,
+        ),
+        counts.shape,
+    )
+    mean = np.asarray(scaled.mean(axis=0)).ravel()
+    # Deviations, not squares: the values there are, and the zeros beside them
+    away = scaled.data - mean[scaled.indices]
+    squares = np.bincount(scaled.indices, away**2, minlength=len(mean))
+    n_there = np.bincount(scaled.indices, minlength=len(mean))
+    variance = (squares + (n_cells - n_there) * mean**2) / (n_cells - 1)
+    varies = variance > np.finfo(np.float64).eps * mean**2 * n_cells
+    dispersions = _within_bins(mean, np.where(varies, variance, 0))
+    return _most_dispersed(dispersions, n_genes)
 
 
 def cell_accuracy(

@@ -350,12 +350,25 @@ class ReconstructingModel(GenerativeModel):
             Of the draws.
         """
 
-    def gene_loadings(self) -> npt.NDArray[np.float32] | None:
-        """Return what each latent dimension weighs genes by; None if it does not.
+    def posterior_predictive(
+        self, cells: CellBatch, *, seed: int = 0, first_cell: int = 0
+    ) -> npt.NDArray[np.float32] | None:
+        """Return counts ``(n_cells, n_genes)`` as they might have come out instead.
 
-        Returns
-        -------
-        ``(n_genes, n_latent)``, of models whose decoder is linear.
+        Latent, library size and counts are drawn anew; None if nothing is random.
+
+        Parameters
+        ----------
+        seed, first_cell
+            As of `GenerationRequest`.
+        """
+        del cells, seed, first_cell
+        return None
+
+    def gene_loadings(self) -> npt.NDArray[np.float32] | None:
+        """Return what latent dimensions add to genes, ``(n_genes, n_latent)``.
+
+        None if the decoder is not linear.
         """
         return None
 
@@ -365,6 +378,16 @@ def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     if jit == "auto":
         return bool(tf.config.list_physical_devices("GPU"))
     return jit
+
+
+def resolve_jit_of_small(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
+    """Return whether to compile a small network; ``"auto"`` does on a CPU too.
+
+    Where there are many small operations XLA pays on any device, but on a CPU it cannot
+    compile for a second replica.
+    """
+    is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+    return resolve_jit(jit) or (jit == "auto" and is_alone)
 
 
 def weight_histograms(

@@ -38,6 +38,7 @@ from cellgan.models.base import (
     TrainingStage,
     blocks_of,
     resolve_jit,
+    resolve_jit_of_small,
     weight_histograms,
 )
 from cellgan.models.count_networks import CountAutoencoder
@@ -521,7 +522,7 @@ class LatentFlow(ReconstructingModel):
                         flow.standardize_latents,
                     ),
                     clip_norm=of_stage[FlowStage.name].clip_norm,
-                    jit=_resolve_jit_of_small(training.jit),
+                    jit=resolve_jit_of_small(training.jit),
                 ),
             )
 
@@ -549,16 +550,6 @@ def log_ranges(
             sizes = np.concatenate([np.asarray(of) for of in by_label])
             ranges[modality] = (float(np.log(sizes.min())), float(np.log(sizes.max())))
     return ranges
-
-
-def _resolve_jit_of_small(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
-    """Return whether to compile the flow with XLA; ``"auto"`` does on a CPU too.
-
-    Where there are many small operations XLA pays on any device, but on a CPU it cannot
-    compile for a second replica.
-    """
-    is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-    return resolve_jit(jit) or (jit == "auto" and is_alone)
 
 
 def _logs(sizes: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

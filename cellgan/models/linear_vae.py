@@ -34,7 +34,7 @@ from cellgan.models.base import (
     Reconstruction,
     TrainingStage,
     blocks_of,
-    resolve_jit,
+    resolve_jit_of_small,
 )
 from cellgan.models.latents import (
     LATENT,
@@ -140,7 +140,7 @@ class LinearVae(ReconstructingModel):
         latents: npt.NDArray[np.float32] = self._latent_means(features[RNA]).numpy()
         return latents
 
-    def loadings(self) -> npt.NDArray[np.float32]:
+    def gene_loadings(self) -> npt.NDArray[np.float32]:
         """Return what a unit of a latent dimension adds to the logits of genes.
 
         Returns
@@ -149,10 +149,6 @@ class LinearVae(ReconstructingModel):
         """
         loadings: npt.NDArray[np.float32] = self._network.decoder.loadings().numpy()
         return loadings
-
-    def gene_loadings(self) -> npt.NDArray[np.float32]:
-        """Return `loadings`."""
-        return self.loadings()
 
     def reconstruct(
         self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
@@ -381,8 +377,9 @@ class LinearVae(ReconstructingModel):
                 loss,
                 make_optimizer(training),
                 warm_up,
+                starts_from_cells=model.initial_genes == "cells",
                 clip_norm=training.clip_norm,
-                jit=resolve_jit(training.jit),
+                jit=resolve_jit_of_small(training.jit),
             )
 
         return cls(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.layers import (
@@ -271,6 +273,13 @@ class LinearDecoder(SizedLayer):
         logits = tf.matmul(centered, kernel * gain) + self.norm.offset
         mean = tf.matmul(center, kernel)[0] + bias
         return logits, [BatchStatistics(mean, variance)]
+
+    def start_from(self, levels: npt.NDArray[np.floating[Any]]) -> None:
+        """Let the mean logits of genes be `levels`, where there is a weight for it."""
+        if self.norm is not None:
+            self.norm.offset.assign(levels)
+        elif self.bias is not None:
+            self.bias.assign(levels)
 
     def gain(self) -> tf.Tensor:
         """Return what the normalisation multiplies the logits of each gene by."""

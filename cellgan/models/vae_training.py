@@ -8,7 +8,7 @@ from their priors; that of the latent is weighed less at first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -20,6 +20,7 @@ from cellgan.batches import CellBatch
 from cellgan.layers import BatchStatistics
 from cellgan.layers.likelihoods import negative_binomial_softmax_loss
 from cellgan.manifest import RNA, DatasetManifest
+from cellgan.models.autoencoder import CountMoments
 from cellgan.models.base import TrainingStage, weight_histograms
 from cellgan.models.vae_networks import (
     LARGEST_LOG_LIBRARY,
@@ -30,6 +31,8 @@ from cellgan.optimizers import update_weights
 
 SMALLEST_LIBRARY_VARIANCE = 1e-4
 """Of the prior: cells that all have the same total have none of their own."""
+PSEUDO_COUNT = 0.5
+"""Added to the counts of a gene before its level is taken."""
 
 
 class LibraryPrior(NamedTuple):
@@ -253,6 +256,8 @@ class VaeStage(TrainingStage):
         Built here.
     warm_up
         Of the weight of the latent's divergence.
+    starts_from_cells
+        Begin with the levels and dispersions that genes have in the training cells.
     clip_norm
         Largest norm of all gradients together; None leaves them.
     jit
@@ -273,16 +278,40 @@ class VaeStage(TrainingStage):
         optimizer: keras.Optimizer,
         warm_up: WarmUp,
         *,
+        starts_from_cells: bool = False,
         clip_norm: float | None,
         jit: bool,
     ) -> None:
         self.network = loss.network
+        self._starts_from_cells = starts_from_cells
         self.loss = loss
         self.optimizer = optimizer
         self.warm_up = warm_up
         self._clip_norm = clip_norm
         optimizer.build(self.network.trainable_variables)
         self._gradients = tf.function(self.gradients, jit_compile=jit)
+
+    def initialize(self, cells: Callable[[], Iterable[CellBatch]]) -> None:
+        """Take levels and dispersions of genes from the cells, if they start there."""
+        if not self._starts_from_cells:
+            return
+        moments, totals = CountMoments(), np.zeros(self.network.n_genes)
+        for batch in cells():
+            counts = np.asarray(batch.features[RNA])
+            codes = self.loss.dispersions(batch.covariates)
+            same = np.zeros(len(counts), np.int32)
+            moments.add(
+                counts,
+                np.maximum(np.asarray(batch.library_size[RNA]), 1),
+                same if codes is None else np.asarray(codes),
+            )
+            totals += counts.sum(axis=0, dtype=np.float64)
+        levels = np.log(totals + PSEUDO_COUNT)
+        self.network.decoder.start_from(levels - levels.mean())
+        table = self.network.log_inverse_dispersion
+        if table is not None:
+            n_rows = table.shape[0] if len(table.shape) > 1 else None
+            table.assign(np.log(moments.inverse_dispersions(n_rows)))
 
     def train_step(
         self, batches: tuple[CellBatch, ...], seed: tf.Tensor

@@ -17,6 +17,7 @@ from cellgan.evaluation.reconstruction import (
     normalized_dispersions,
     residual_table,
     variable_genes,
+    variable_genes_of_counts,
 )
 
 
@@ -180,3 +181,15 @@ def test_genes_that_do_not_vary_are_never_chosen() -> None:
 
 def test_no_gene_is_chosen_where_none_varies() -> None:
     assert not variable_genes(np.ones((4, 3)), 2).any()
+
+
+def test_variable_genes_of_sparse_counts_are_the_same(golden, n_chosen) -> None:
+    counts = golden["in/counts"].copy()
+    counts[:, 3] = 0
+    counts[4] = 0
+
+    found = variable_genes_of_counts(sp.csr_matrix(counts), n_chosen)
+
+    expected = variable_genes(log_normalized(counts), n_chosen)
+    np.testing.assert_array_equal(found, expected)
+    assert found.sum() == n_chosen

@@ -267,7 +267,7 @@ def test_a_step_of_the_optimizer_is_the_stored_one(golden, cells) -> None:
     optimizer.apply([gradients[name] for name in named], weights)
 
     # Normalisation takes hidden biases out again: their gradients are rounding errors
-    # of sums as large as 1e-6 of the largest gradient, and a step is theirs over epsilon
+    # of 1e-6 of the largest gradient, and a step is theirs over epsilon
     largest = max(np.abs(np.asarray(of)).max() for of in gradients.values())
     rounding = 1e-6 * float(largest) * adam["lr"] / adam["eps"]
     for name, (weight, is_transposed) in named.items():
