@@ -277,17 +277,21 @@ def _against_control(
 
 def _against_simple(rows: pd.DataFrame, best: str, sign: float) -> list[str]:
     """Say so where the best model is no better than what needs no model."""
-    of_best = rows[rows["mixture"] == best].set_index("model")
+    trained = rows[rows["model"] == TRAINED].set_index("mixture").loc[best]
     found = []
     for name in (MEAN_PROFILE, COMPONENTS):
-        if name not in of_best.index:
+        of_name = rows[rows["model"] == name].set_index("mixture")
+        if of_name.empty:
             continue
-        simple, trained = of_best.loc[name], of_best.loc[TRAINED]
+        simple = of_name.loc[(sign * of_name["value"]).idxmax()]
         error = float(np.hypot(simple["se"], trained["se"]))
         lead = sign * (trained["value"] - simple["value"])
         if lead <= 2 * error:
             word = "no better than" if lead > -2 * error else "worse than"
-            found.append(f"The model is {word} the {name} ({number(simple['value'])}).")
+            found.append(
+                f"The model is {word} the {name} of {simple.name} "
+                f"({number(simple['value'])})."
+            )
     return found
 
 

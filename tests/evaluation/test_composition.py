@@ -187,8 +187,8 @@ def test_without_size_control_nothing_is_said_of_numbers() -> None:
 def test_model_that_a_mean_or_components_match_is_told() -> None:
     _, words = said(SPREAD, mean=0.83, pca=0.95)
 
-    assert "no better than the mean of training cells (0.83" in words
-    assert "worse than the principal components (0.95" in words
+    assert "no better than the mean of training cells of base (0.83" in words
+    assert "worse than the principal components of base (0.95" in words
     assert "no better" not in said(SPREAD, mean=0.1)[1]
 
 
