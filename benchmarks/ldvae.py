@@ -248,7 +248,7 @@ class ScviTraining:
         counts = torch.from_numpy(cells.X.toarray())
         module = self._model.module.eval()
         with torch.no_grad():
-            batch = torch.zeros((len(counts), 1))
+            batch = torch.zeros((len(counts), 1), dtype=torch.long)
             means = module.inference(counts, batch)["qz"].loc
             library = torch.log(counts.sum(dim=1, keepdim=True))
             made = module.generative(means, library, batch)

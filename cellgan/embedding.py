@@ -59,6 +59,8 @@ LOSS, ELBO = "negative_log_likelihood", "elbo"
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 FEWEST_MAPPED = 10
 """Cells that a map is drawn of."""
+COMMON_SHARE = 0.05
+"""Of the cells, in which a gene is detected whose loadings are drawn."""
 MOST_COLOURS = 60
 """Categories of a column that is drawn, at most."""
 
@@ -223,6 +225,8 @@ class Collected:
         self._latents: list[npt.NDArray[np.float32]] = []
         self._columns: dict[str, list[npt.NDArray[Any]]] = {}
         self._drawn: list[sp.csr_matrix] = []
+        self._n_cells = 0
+        self._n_detected = np.zeros(len(genes), np.int64)
         self.residuals = ResidualSums()
 
     def add(
@@ -238,6 +242,8 @@ class Collected:
             The same counts, sparse.
         """
         model, settings = self._model, self._settings
+        self._n_cells += counts.shape[0]
+        self._n_detected += counts.getnnz(axis=0)
         if not isinstance(model, ReconstructingModel):
             latent = cast(npt.NDArray[np.float32], model.latents(cells.features))
             self._latents.append(latent)
@@ -275,6 +281,12 @@ class Collected:
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """What is said of each cell, by name; nothing without a reconstruction."""
         return {name: np.concatenate(of) for name, of in self._columns.items()}
+
+    @property
+    def common_genes(self) -> npt.NDArray[np.bool_]:
+        """Which genes are detected in many cells; all, if none are."""
+        common: npt.NDArray[np.bool_] = self._n_detected >= COMMON_SHARE * self._n_cells
+        return common if common.any() else np.ones_like(common)
 
     @property
     def predictive(self) -> sp.csr_matrix | None:
@@ -392,8 +404,14 @@ def _write_beside(
         index = pd.Index(genes, name="gene")
         with replacing(beside("loadings.csv")) as temporary:
             pd.DataFrame(loadings, index, factors).to_csv(temporary)
+        # Normalisation gives rare genes loadings as large, of which little is known
+        common = collected.common_genes
         loadings_figure(
-            beside("loadings.png"), loadings, genes, title=f"{title}: loadings of genes"
+            beside("loadings.png"),
+            loadings[common],
+            [gene for gene, is_common in zip(genes, common, strict=True) if is_common],
+            title=f"{title}: largest loadings of the {common.sum():,} genes that "
+            f"{COMMON_SHARE:.0%} of the cells have",
         )
     rows = compared_cells(len(obs), seed=0)
     if len(rows) > FEWEST_MAPPED:

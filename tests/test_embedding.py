@@ -53,6 +53,7 @@ def folder(tmp_path_factory) -> Path:
                     "n_hidden": 16,
                     "batch_key": "batch",
                     "observed_library": True,
+                    "initial_genes": "cells",
                 },
                 "training": {
                     "max_steps": 40,

@@ -346,6 +346,14 @@ class VaeNetwork(SizedLayer):
     dtype
         Keras dtype policy of the encoders.
 
+    Notes
+    -----
+    The original's learned library size can end a training on cells of very different
+    kinds, when one draw overflows. Here log variances and log library sizes end at
+    `LARGEST_LOG_VARIANCE` and `LARGEST_LOG_LIBRARY`, which change no loss below them,
+    while divergences keep their gradients; likelihoods are finite for any counts. The
+    decoder of zeros is built for ``"zero_inflated"`` alone; the original always has it.
+
     References
     ----------
     Svensson et al. (2020), Interpretable factor models of single-cell RNA-seq via
