@@ -3,10 +3,12 @@
     python Misc/make_figures.py experiments/pbmc
     python Misc/make_figures.py experiments/kang_cfgen
     python Misc/make_figures.py experiments/pbmc3k_ldvae
+    python Misc/make_figures.py experiments/blood
 
 Copies the maps and the marker genes that `--train` and `--evaluate` drew, and draws the
 losses from ``job/metrics.jsonl``, into Misc/figures. Of an experiment with a guidance
-sweep, or with loadings of a linear decoder, copies that figure alone.
+sweep, or with loadings of a linear decoder, copies that figure alone; of a composition
+study, its heat map.
 """
 
 from __future__ import annotations
@@ -33,8 +35,13 @@ def main() -> None:
     """Make all figures of one experiment."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", type=Path, help="folder of the experiment")
-    experiment = Experiment.open(parser.parse_args().experiment)
+    folder = parser.parse_args().experiment
     FIGURES.mkdir(exist_ok=True)
+    if (folder / "composition.json").exists():
+        heat_map = folder / "report" / "figures" / "heat_map.png"
+        shutil.copyfile(heat_map, FIGURES / "composition.png")
+        return
+    experiment = Experiment.open(folder)
     embedded = experiment.embedded_file
     alone = {
         "guidance.png": experiment.guidance_file.with_suffix(".png"),

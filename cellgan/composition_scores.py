@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 from cellgan.batches import CellBatch, cells_in_order
 from cellgan.composition import Study
 from cellgan.composition_config import METRICS
-from cellgan.errors import CheckpointError
+from cellgan.errors import CheckpointError, ConfigError
 from cellgan.evaluation import composition, composition_report
 from cellgan.evaluation.composition import (
     COMPONENTS,
@@ -156,6 +156,14 @@ def _open_evaluation(study: Study, name: str) -> Evaluated:
     else:
         step = -(-cells.n_obs // GENE_CHOICE_CELLS)
         genes = variable_genes(log_normalized(cells.X[::step]), asked.genes)
+    if not genes.any():
+        msg = (
+            f"evaluations.{name}.genes: the study has none of them "
+            f'("{asked.genes[0]}", ...). Name genes as the sources do.'
+            if isinstance(asked.genes, tuple)
+            else f"evaluations.{name}: no gene varies among its cells."
+        )
+        raise ConfigError(msg)
     groups = np.full(cells.n_obs, "", dtype=object)
     if asked.group_by is not None:
         groups = cells.obs[asked.group_by].astype(str).to_numpy(object)

@@ -215,6 +215,13 @@ def dask_client(reader: DaskReader) -> Iterator[Any]:
     ConfigError
         If Dask is not installed, or the scheduler does not answer.
     """
+    is_file = reader.scheduler != "local" and "://" not in reader.scheduler
+    if is_file and not Path(reader.scheduler).expanduser().exists():
+        msg = (
+            f"composition.dask.scheduler: no such file: {reader.scheduler}. Start a "
+            "scheduler with --scheduler-file, or give its address."
+        )
+        raise ConfigError(msg)
     try:
         from distributed import Client, LocalCluster  # noqa: PLC0415  (an extra)
     except ImportError:
@@ -227,20 +234,15 @@ def dask_client(reader: DaskReader) -> Iterator[Any]:
                 LocalCluster(
                     n_workers=reader.workers,
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    dashboard_address=":0",
                 )
             )
             connect = functools.partial(Client, cluster)
-        elif "://" in reader.scheduler:
-            connect = functools.partial(Client, reader.scheduler)
+        elif is_file:
+            path = str(Path(reader.scheduler).expanduser())
+            connect = functools.partial(Client, scheduler_file=path)
         else:
-            connect = functools.partial(Client, scheduler_file=reader.scheduler)
-            if not Path(reader.scheduler).exists():
-                msg = (
-                    f"composition.dask.scheduler: no such file: {reader.scheduler}. "
-                    "Start a scheduler with --scheduler-file, or give its address."
-                )
-                raise ConfigError(msg)
+            connect = functools.partial(Client, reader.scheduler)
         try:
             client = stack.enter_context(connect())
         except (OSError, TimeoutError) as error:

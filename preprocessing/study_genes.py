@@ -43,7 +43,7 @@ class GeneNames:
     def columns_in(self, genes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Return the position of each of the file's genes among others; -1 of none."""
         found: npt.NDArray[np.int64] = pd.Index(genes).get_indexer(self.names)
-        return np.where(self.names == "", -1, found)
+        return found
 
 
 def gene_names(file: SourceFile) -> GeneNames:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellgan.composition import (
@@ -70,11 +70,13 @@ def test_order_is_that_of_the_raw_numbers_of_pcg64() -> None:
     assert seeded_order(3, 7).tolist() == [0, 2, 1]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 200), st.integers(1, 2**31))
 def test_order_is_a_permutation(n_cells: int, seed: int) -> None:
     assert sorted(seeded_order(n_cells, seed).tolist()) == list(range(n_cells))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 99))
 def test_every_block_has_strata_in_proportion(sizes: list[int], seed: int) -> None:
     strata = np.repeat(np.arange(len(sizes)), sizes)
@@ -96,6 +98,7 @@ def test_equal_strata_come_in_turns_until_one_is_used_up() -> None:
 # Numbers of cells.
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 10_000), st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
 def test_shares_sum_to_the_total_and_are_off_by_less_than_one(
     total: int, weights: list[float]

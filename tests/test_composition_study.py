@@ -272,6 +272,44 @@ def test_changed_composition_is_told_by_key(tmp_path: Path) -> None:
         open_study(file, tmp_path).manifest()
 
 
+@pytest.mark.realdata
+def test_preset_makes_its_corpora_from_real_cells(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    preset = Path(__file__).parents[1] / "Misc/parameters/LDVAE_composition.json"
+    document = json.loads(preset.read_text())
+    document["exp_param"]["experiments_dir"] = str(tmp_path)
+    block = document["experiments"]["blood"]["composition"]
+    others = [block["evaluations"]["other donors"]["external"]]
+    for source in (*block["sources"].values(), *others):
+        source["file"] = str(data_dir / source["file"])
+    block["seeds"] = [0]
+    file = tmp_path / "parameters.json"
+    file.write_text(json.dumps(document))
+
+    assert main(["--param", str(file), "--process"]) == 0
+
+    found = json.loads((tmp_path / "blood" / "composition.json").read_text())
+    available = {name: of["available"] for name, of in found["sources"].items()}
+    assert available == {
+        "healthy": 2194,
+        "frozen": 2382,
+        "aml": 2767,
+        "stimulated": 840,
+    }
+    assert found["genes"]["n"] == 3000
+    assert {name: of["n_train"] for name, of in found["corpora"].items()} == {
+        "healthy-seed0": 800,
+        "more healthy-seed0": 1600,
+        "plus frozen-seed0": 1600,
+        "plus aml-seed0": 1600,
+        "plus stimulated-seed0": 1600,
+        "aml-seed0": 800,
+    }
+    for of in found["corpora"].values():
+        assert [shared["cells"] for shared in of["overlap"].values()] == [0] * 5
+
+
 # The toy study: tissues, and what the original has found with them.
 
 
@@ -318,7 +356,7 @@ def tissues(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             "batch_size": 128,
             "validation_freq": 0,
             "progress_freq": 0,
-            "summary_freq": 1,
+            "summary_freq": 10,
             "learning_rate": {"alpha_0": 5e-3},
         }
         model = {"type": "LDVAE", "n_latent": 10, "n_layers": 2}

@@ -116,7 +116,8 @@ def test_every_imported_library_is_a_requirement() -> None:
         for library in imports(module, modules)
     }
     project = settings()["project"]
-    optional = project["optional-dependencies"]["import"]
+    extras = project["optional-dependencies"]
+    optional = [*extras["import"], *extras["atlas"]]
     required = map(canonical, [*project["dependencies"], *optional])
     needed = {canonical(package_of.get(name, name)) for name in found - ours}
     assert "tensorflow" in needed

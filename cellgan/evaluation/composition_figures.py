@@ -19,6 +19,8 @@ from cellgan.evaluation.tables import number
 COLOURS = colormaps["RdBu_r"]
 LEAST_RANGE = 0.25
 """Of log2 ratios shown: smaller differences must not look large."""
+MOST_RANGE = 2.0
+"""Beyond fourfold all are of one colour, or they would take it from the others."""
 LONGEST_NAME = 22
 MOST_POINTS = 2000
 MOST_IN_A_ROW = 4
@@ -41,7 +43,8 @@ def heat_map(summary: pd.DataFrame, metric: str, baseline: str) -> Picture:
     )
     axes = figure.add_subplot()
     finite = np.abs(ratios.to_numpy()[np.isfinite(ratios.to_numpy())])
-    limit = max(LEAST_RANGE, float(finite.max(initial=0.0)))
+    largest = float(finite.max(initial=0.0))
+    limit = min(max(LEAST_RANGE, largest), MOST_RANGE)
     image = axes.imshow(
         np.ma.masked_invalid(ratios.to_numpy()),
         cmap=COLOURS,
@@ -62,7 +65,13 @@ def heat_map(summary: pd.DataFrame, metric: str, baseline: str) -> Picture:
         )
     _name_axes(axes, list(values.columns), list(values.index))
     axes.set_title(f"{TITLES.get(metric, metric)} (baseline: {baseline})", fontsize=11)
-    figure.colorbar(image, ax=axes, label="log2 ratio to the baseline", shrink=0.9)
+    figure.colorbar(
+        image,
+        ax=axes,
+        label="log2 ratio to the baseline",
+        shrink=0.9,
+        extend="both" if largest > limit else "neither",
+    )
     said = "; ".join(
         f"{name}: "
         + ", ".join(f"{mixture} {number(of[mixture])}" for mixture in values.columns)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from cellgan.batches import CellBatch
 from cellgan.config import ExperimentParameters
 from cellgan.errors import ConfigError, SamplingError
 from cellgan.layers import scale_to_library_size
@@ -33,7 +34,8 @@ from cellgan.models.base import (
     Block,
     GeneratedCells,
     GenerationRequest,
-    GenerativeModel,
+    ReconstructingModel,
+    Reconstruction,
     SolverSettings,
     TrainingStage,
     blocks_of,
@@ -50,6 +52,7 @@ from cellgan.models.latents import (
     cells_of_block,
     fold_in,
     joined_cells,
+    reconstruct_by,
 )
 from cellgan.models.noisy_classifier import NoisyClassifiers
 from cellgan.optimizers import WeightAverage, make_optimizer
@@ -71,7 +74,7 @@ from cellgan.seeds import derive_seed
 Rows = npt.NDArray[np.float32]
 
 
-class LatentDiffusion(GenerativeModel):
+class LatentDiffusion(ReconstructingModel):
     """cfDiffusion: an autoencoder, and diffusion in its latents.
 
     Parameters
@@ -197,6 +200,22 @@ class LatentDiffusion(GenerativeModel):
         """Return the latents of cells, in the units of the autoencoder."""
         latents: Rows = self._encode(features).numpy()
         return latents
+
+    def reconstruct(
+        self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
+    ) -> Reconstruction:
+        """Encode and decode cells; nothing is drawn, latents have no spread.
+
+        A decoder of expression has no likelihood; one of counts has that of the counts
+        given latent and library size.
+        """
+        del n_samples, seed
+        return reconstruct_by(
+            self._autoencoder,
+            cells,
+            self.latents(cells.features),
+            batch_statistics=self._config.reference_behaviour,
+        )
 
     @property
     def _uses_average(self) -> bool:

@@ -33,7 +33,8 @@ from cellgan.models.base import (
     Block,
     GeneratedCells,
     GenerationRequest,
-    GenerativeModel,
+    ReconstructingModel,
+    Reconstruction,
     SolverSettings,
     TrainingStage,
     blocks_of,
@@ -51,6 +52,7 @@ from cellgan.models.latents import (
     fold_in,
     joined_cells,
     padded_codes,
+    reconstruct_by,
 )
 from cellgan.models.velocity_net import VelocityNet
 from cellgan.optimizers import make_optimizer
@@ -232,7 +234,7 @@ class FlowStage(LatentStage):
         return loss, gradients, statistics
 
 
-class LatentFlow(GenerativeModel):
+class LatentFlow(ReconstructingModel):
     """CFGen: a count autoencoder and a flow in its latents.
 
     Parameters
@@ -323,6 +325,18 @@ class LatentFlow(GenerativeModel):
         """Return the latents of counts, in the units of the autoencoder."""
         latents: npt.NDArray[np.float32] = self._encode(features).numpy()
         return latents
+
+    def reconstruct(
+        self, cells: CellBatch, *, n_samples: int = 0, seed: int = 0
+    ) -> Reconstruction:
+        """Encode and decode the RNA of cells; nothing is drawn, latents have no spread.
+
+        The likelihood is that of the counts given latent and library size.
+        """
+        del n_samples, seed
+        codes = cells.covariates[self._label] if self._label else None
+        latent = self.latents(cells.features)
+        return reconstruct_by(self._autoencoder, cells, latent, codes)
 
     @functools.cached_property
     def _stages(self) -> tuple[TrainingStage, ...]:

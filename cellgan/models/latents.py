@@ -15,7 +15,15 @@ import tensorflow as tf
 from cellgan.batches import CellBatch
 from cellgan.layers import SizedLayer
 from cellgan.layers.likelihoods import DrawnCounts
-from cellgan.models.base import Block, GeneratedCells, TrainingStage, sparse_rows
+from cellgan.manifest import RNA
+from cellgan.models.base import (
+    Block,
+    GeneratedCells,
+    Reconstruction,
+    TrainingStage,
+    sparse_rows,
+)
+from cellgan.models.count_networks import CountAutoencoder, Expression
 from cellgan.optimizers import update_weights
 
 LATENT = "latent"
@@ -182,6 +190,44 @@ def cells_of_block(
             values = of.numpy() if name == LATENT else sparse_rows(of.numpy())
         kept[name] = values[block.in_block]
     return kept
+
+
+def reconstruct_by(
+    autoencoder: CountAutoencoder,
+    cells: CellBatch,
+    latent: npt.NDArray[np.float32],
+    codes: tf.Tensor | None = None,
+    *,
+    batch_statistics: bool = False,
+) -> Reconstruction:
+    """Return the RNA that an autoencoder makes of latents, as shares of genes.
+
+    Parameters
+    ----------
+    autoencoder
+        Trained.
+    cells
+        The counts that latents are of.
+    latent
+        In the units of the autoencoder, ``(n_cells, n_latent)``.
+    codes
+        Category of each cell that inverse dispersions depend on, if they do.
+    batch_statistics
+        As of `CountAutoencoder.decode`.
+    """
+    decoded = autoencoder.decode(
+        tf.constant(latent),
+        cells.library_size,
+        codes,
+        batch_statistics=batch_statistics,
+    )[RNA]
+    mean = decoded.mean
+    shares = tf.math.divide_no_nan(mean, tf.reduce_sum(mean, axis=1, keepdims=True))
+    likelihood = None
+    if not isinstance(decoded, Expression):
+        log_probabilities = decoded.log_prob(cells.features[RNA])
+        likelihood = -tf.reduce_sum(log_probabilities, axis=1).numpy()
+    return Reconstruction(latent, shares.numpy(), likelihood)
 
 
 def joined_cells(

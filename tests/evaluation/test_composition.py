@@ -135,6 +135,22 @@ def test_lead_within_the_spread_of_seeds_is_not_claimed(
     assert "not enough to claim anything" in words
 
 
+def test_best_of_many_mixtures_needs_a_larger_lead() -> None:
+    values = cells_of((0.0, 0.01), (0.1, 0.11), (0.24, 0.26))
+    rows = rows_of(values)
+    many = [rows]
+    for index in range(40):
+        row = rows[rows["mixture"] == "base"].assign(mixture=f"other {index}")
+        many.append(row)
+
+    one = verdict(rows, "e", "r2", "base", "control")
+    of_many = verdict(pd.concat(many), "e", "r2", "base", "control")
+
+    assert (one.best, one.beats_control) == ("plus", True)
+    assert (of_many.best, of_many.beats_control) == ("plus", False)
+    assert "of the best of 42 with 2 seeds" in " ".join(of_many.sentences)
+
+
 def test_lead_within_the_noise_of_cells_is_not_claimed() -> None:
     values = cells_of((0.0, 0.0), (0.1, 0.1), (0.1, 0.1))
     values[2] += np.random.default_rng(1).normal(0.06, 0.5, values.shape[2])
@@ -171,8 +187,8 @@ def test_without_size_control_nothing_is_said_of_numbers() -> None:
 def test_model_that_a_mean_or_components_match_is_told() -> None:
     _, words = said(SPREAD, mean=0.83, pca=0.95)
 
-    assert "no better than the mean of training cells (0.83" in words
-    assert "worse than the principal components (0.95" in words
+    assert "no better than the mean of training cells of base (0.83" in words
+    assert "worse than the principal components of base (0.95" in words
     assert "no better" not in said(SPREAD, mean=0.1)[1]
 
 

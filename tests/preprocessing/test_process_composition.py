@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +153,6 @@ def test_changing_one_mixture_writes_only_its_corpus_anew(tmp_path: Path) -> Non
 
 
 def test_missing_corpus_is_written_again_alone(tmp_path: Path) -> None:
-    import shutil
-
     study = process(tmp_path, composition(tmp_path))
     times = {
         name: (study.folder / f"{name}-seed0" / "manifest.json").stat().st_mtime_ns
@@ -228,6 +229,61 @@ def test_variable_genes_are_those_of_the_dense_computation(tmp_path: Path) -> No
         )
 
     assert chosen.tolist() == var.index[expected].tolist()
+
+
+@pytest.fixture
+def warned(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[str]]:
+    """Return what gives the warnings so far, whoever has set up logging before."""
+    monkeypatch.setattr(logging.getLogger("preprocessing"), "propagate", True)
+    return lambda: [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_evaluation_cells_are_aligned_by_the_names_of_genes(
+    tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    block = composition(tmp_path)
+    names = [f"gene_{number:02d}" for number in range(40)]
+    shuffled = [*names[39:10:-1], "extra", *names[:4]]  # without genes 4 to 10
+    cells = write_source(tmp_path / "e.h5ad", 9, n_cells=90, genes=shuffled)
+    external = {"file": str(tmp_path / "e.h5ad")}
+    block["evaluations"] = {"e": {"external": external, "cells": 70}}
+
+    study = process(tmp_path, block)
+
+    found = ad.read_h5ad(study.evaluation_file("e"))
+    aligned = cells.to_df().loc[found.obs_names].reindex(columns=names, fill_value=0)
+    np.testing.assert_array_equal(found.X.toarray(), aligned.to_numpy())
+    assert found.var_names.tolist() == names
+    assert found.n_obs == 70
+    assert study.manifest()["evaluations"]["e"]["genes"]["missing"] == 7
+    assert not warned()  # 33 of 40 genes are there, more than 80 %
+
+
+def test_few_genes_in_common_are_told(
+    tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    block = composition(tmp_path)
+    names = [f"gene_{number:02d}" for number in range(31)]
+    write_source(tmp_path / "e.h5ad", 9, genes=[*names, "extra"])
+    external = {"file": str(tmp_path / "e.h5ad")}
+    block["evaluations"] = {"e": {"external": external}}
+
+    process(tmp_path, block)
+
+    (warning,) = warned()
+    assert "only 31 of the study's 40 genes are in" in warning
+
+
+def test_evaluation_without_a_gene_of_the_study_is_refused(tmp_path: Path) -> None:
+    block = composition(tmp_path)
+    write_source(tmp_path / "e.h5ad", 9, genes=[f"other_{n}" for n in range(40)])
+    external = {"file": str(tmp_path / "e.h5ad")}
+    block["evaluations"] = {"e": {"external": external}}
+
+    with pytest.raises(CellganError, match="no cell is left"):
+        process(tmp_path, block)
 
 
 def named_source(folder: Path, **options: Any) -> Source:
@@ -518,6 +574,8 @@ def test_experiment_of_a_study_is_no_raw_file(tmp_path: Path) -> None:
     name = ["--param", str(study.experiments_file), "--experiment", "base-seed0"]
 
     assert main([*name, "--process"]) == 0  # is there already
+    assert main([*name, "--process", "--overwrite"]) == 2
+    assert (study.folder / "base-seed0" / "manifest.json").exists()
     with pytest.raises(CellganError, match="differ"):
         Experiment(
             study.folder / "plus-seed0",
