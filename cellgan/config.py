@@ -661,14 +661,16 @@ def with_generation(
         As `parse_experiment`, naming the option.
     """
     block = {**as_json(parameters.generation), **given}
+    keys = "|".join(_keys(GenerationParameters))
     try:
         generation = _parse(GenerationParameters, block, "command line")
         _refuse_keys_of_others(
             generation, "generation", parameters.model, "command line"
         )
+        parameters.model.check_generation(generation, "command line")
     except ConfigError as error:
         named = re.sub(
-            r"command line\.(?:generation: )?(\w+)",
+            rf"command line(?:: |\.(?:generation: )?)({keys})",
             lambda of: f"--{of[1].replace('_', '-')}",
             str(error),
         )
@@ -682,7 +684,6 @@ def with_generation(
                 + ("chooses its steps." if chooses_steps else "has fixed steps.")
             )
             raise ConfigError(msg)
-    parameters.model.check_generation(generation, "command line")
     return dataclasses.replace(parameters, generation=generation)
 
 

@@ -28,6 +28,8 @@ from cellgan.batches import CellBatch
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation.counterfactual import (
+    EDITED,
+    FEWEST_CELLS,
     CounterfactualScores,
     Population,
     counterfactual_scores,
@@ -102,7 +104,7 @@ def counterfactual(
     skeleton = _skeleton(trained, cells, target, origin)
     scores = _scores(experiment, trained, cells, target, codes, seed=seed)
     skeleton.uns["cellgan"]["scores"] = json.dumps(
-        {kind: dataclasses.asdict(of) for kind, of in scores.items()}, sort_keys=True
+        {kind: _told(of) for kind, of in scores.items()}, sort_keys=True
     )
     try:
         with replacing(path) as temporary:
@@ -193,8 +195,14 @@ def as_batch(
     return CellBatch({RNA: counts}, {RNA: total}, codes)
 
 
+def _told(scores: CounterfactualScores) -> dict[str, float | None]:
+    """Return scores by name, null where nothing can be compared."""
+    values = dataclasses.asdict(scores)
+    return {name: None if np.isnan(of) else of for name, of in values.items()}
+
+
 def describe(scores: Mapping[str, CounterfactualScores]) -> str:
-    """Return the scores as a small table."""
+    """Return the scores as a small table; "-" is what nothing can be compared for."""
     titles = {
         "agreement": "taken for the target by a classifier",
         "correlation": "correlation of means with real cells",
@@ -204,8 +212,15 @@ def describe(scores: Mapping[str, CounterfactualScores]) -> str:
     width = max(map(len, titles.values()))
     lines = [f"    {'':{width}}  " + "  ".join(f"{kind:>10}" for kind in scores)]
     for key, title in titles.items():
-        values = "  ".join(f"{getattr(of, key):10.3f}" for of in scores.values())
-        lines.append(f"    {title:{width}}  {values}")
+        values = [getattr(of, key) for of in scores.values()]
+        told = ["-" if np.isnan(of) else f"{of:.3f}" for of in values]
+        lines.append(f"    {title:{width}}  " + "  ".join(f"{of:>10}" for of in told))
+    edited = scores[EDITED]
+    if np.isnan(edited.correlation):
+        lines.append(
+            f"    (fewer than {FEWEST_CELLS} held-out cells of the target in every "
+            "group of cells alike: means cannot be compared)"
+        )
     return "\n".join(lines)
 
 

@@ -147,7 +147,9 @@ def interpolate(
             },
             sort_keys=True,
         ),
-        "scale": trained.scale,
+        "scale": "counts"
+        if model.makes_counts
+        else f"library-size-normalised to {manifest.target_library_size}, no log",
         "are_counts": model.makes_counts,
         "versions": versions(),
     }

@@ -290,6 +290,13 @@ def add_covariates(cells: ad.AnnData, parameters: InputParameters) -> None:
         values = as_text(cells.obs[name])
         categories = label_categories(values, name, "input_ds.covariates")
         cells.obs[name] = pd.Categorical(values, categories=categories)
+        if len(categories) == 1:
+            logger.warning(
+                'all cells have "%s" in obs["%s"]: no model learns anything of a '
+                "covariate with one category. Leave it out of input_ds.covariates.",
+                categories[0],
+                name,
+            )
 
 
 def add_splits(cells: ad.AnnData, parameters: InputParameters) -> None:

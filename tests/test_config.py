@@ -646,6 +646,11 @@ def test_solver_of_a_diffusion_is_refused_by_a_flow() -> None:
         with_generation(cfgen(), {"solver": "ddim"})
 
 
+def test_steps_that_a_diffusion_has_not_are_named_as_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^--n-steps is 2000, but .* in 1000 steps"):
+        with_generation(cfdiffusion(), {"n_steps": 2000})
+
+
 def test_unknown_condition_of_a_diffusion_is_named() -> None:
     model = {"type": "cfDiffusion", "diffusion": {"condition_on": ["donr"]}}
     with pytest.raises(ConfigError, match=r'diffusion\.condition_on: .* "donr"'):

@@ -290,7 +290,7 @@ def test_no_file_and_other_formats_are_refused(param, capsys, tmp_path):
     other = refused(capsys, *command, "--save_path", tmp_path / "cells.zarr")
     assert "edited cells go to .h5ad files alone" in other
     alone = refused(capsys, "--param", param, "--train", "--input", "a.h5ad")
-    assert "--input goes with --counterfactual, which is not given" in alone
+    assert "--input goes with --counterfactual or --embed, which is not given" in alone
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,6 @@ class Metric:
     """Undefined where generated cells are not counts."""
     per_label: bool = True
     """Whether it is also computed within each label."""
+    more_is_better: bool = False
+    """Known to be: there is no score where real cells are not above the floor, as it
+    would rise while the value falls."""

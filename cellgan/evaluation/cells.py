@@ -533,6 +533,8 @@ def _scale_sentence(modalities: Mapping[str, Modality], made: CellFile) -> str:
 
 def _origin(made: CellFile) -> dict[str, Any]:
     """Return where generated cells come from, as far as their file says."""
-    keys = ("model_type", "step", "seed", "scale")
+    keys = ("model_type", "step", "seed", "scale", "cells_no", "request")
     said = {key: made.provenance[key] for key in keys if key in made.provenance}
+    if "cells_no" in said:
+        said["cells_no"] = np.ravel(said["cells_no"]).tolist()
     return {"file": made.path.name, **said}

@@ -208,11 +208,17 @@ def _reproduction(name: str, experiment: ExperimentReport) -> str:
         "experiments": {name: run["parameters"]},
     }
     text = json.dumps(document, indent=2, ensure_ascii=False)
+    asked = [
+        f"`{key}` {_code(run['origin'][key])}"
+        for key in ("cells_no", "seed", "request")
+        if key in run["origin"]
+    ]
+    told = f" `--generate` was asked for {', '.join(asked)}." if asked else ""
     return (
         "Save as `parameters.json`:\n\n"
         f"```json\n{text}\n```\n\n"
         "```\ncellgan --param parameters.json --process --train --generate "
-        f"--evaluate\n```\n\n{made_with}"
+        f"--evaluate\n```\n\n{made_with}{told}"
     )
 
 

@@ -428,7 +428,7 @@ def metric_record(
     chosen = choose_floor(metric, ceiling, floors)
     floor = floors[chosen.floor] if chosen.floor else np.nan
     if metric.more_is_better and not ceiling[0] > floor:
-        floor = np.nan  # a score would rise as the value falls
+        floor = np.nan
     scores = score_draws(value, ceiling, floor)
     score_low, score_high = interval(scores)
     return {
@@ -492,7 +492,11 @@ def why_no_score(
     if metric.floor is None:
         return "no floor lacks what the metric looks for"
     if np.isfinite([value, ceiling]).all():
-        return "real cells are not better than the floor"
+        return (
+            "real cells are not better than the floor"
+            if metric.more_is_better
+            else "real cells cannot be told from the floor"
+        )
     if metric.needs_counts:
         return "undefined where cells are not counts"
     if metric.needs_labels:

@@ -126,6 +126,15 @@ def test_parameters_of_the_card_make_the_same_experiment_again(tmp_path):
     assert load_parameters(file).experiments["pbmc"] == parameters
 
 
+def test_card_says_what_was_asked_for_beside_the_parameters():
+    experiment = make_experiment()
+    experiment["run"]["origin"] |= {"cells_no": [3, 0], "request": '{"counts": true}'}
+    section = model_card("x", experiment).partition("## How to reproduce")[2]
+    asked = section.partition("`--generate` was asked for ")[2]
+    assert "cells_no` `[3, 0]`, `seed` `5`, `request` " in asked
+    assert "counts" in asked
+
+
 def test_a_card_without_parameters_says_so():
     section = model_card("x", make_copied()).partition("## How to reproduce")[2]
     assert "How the cells were made is not known." in section

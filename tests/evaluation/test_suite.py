@@ -147,6 +147,8 @@ def test_metric_that_independent_genes_pass_is_a_check():
     [
         (METRIC, 0.5, 0.9, None),
         (METRIC, 0.5, 0.1, "real cells cannot be told from the floor"),
+        (dataclasses.replace(METRIC, more_is_better=True), 0.5, 0.9, None),
+        (dataclasses.replace(METRIC, more_is_better=True), 0.5, -9, "are not better"),
         (dataclasses.replace(METRIC, floor=None), 0.5, 0.9, "no floor lacks"),
         (METRIC, np.nan, 0.9, "undefined for these cells"),
         (dataclasses.replace(METRIC, needs_labels=True), np.nan, 1, "no feature that"),

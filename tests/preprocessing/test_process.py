@@ -184,6 +184,13 @@ def add_donors(adata: ad.AnnData, tmp_path: Path) -> None:
     raw_files.h5ad_csr(adata, tmp_path)
 
 
+def test_covariate_of_one_category_is_doubted(make_experiment, adata, tmp_path, caplog):
+    adata.obs["batch"] = "only"
+    raw_files.h5ad_csr(adata, tmp_path)
+    preprocessing.process(make_experiment(covariates=["batch"]))
+    assert 'all cells have "only" in obs["batch"]' in caplog.text
+
+
 def test_covariates_reach_processed_file_records_and_manifest(
     make_experiment, adata, tmp_path
 ):
