@@ -145,6 +145,9 @@ def _run_compositions(
 
 
 def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
+    if options.embed:  # before hours of training
+        experiment.parameters.model.check_encoder("--embed")
+
     from cellgan import commands  # noqa: PLC0415
 
     if options.estimate:
@@ -196,6 +199,7 @@ def _run_studies(experiment: Experiment, options: argparse.Namespace) -> None:
             cells=options.input,
             layers=_layers(options.layers),
             n_samples=options.n_samples,
+            condition=_pairs(options.condition, "--condition") or {},
             save_path=options.save_path,
             seed=options.seed,
         )
@@ -462,7 +466,8 @@ def _check_generation_options(
         **dict.fromkeys(("counts", "requests"), ("generate",)),
         "cells_no": ("generate", "interpolate"),
         **dict.fromkeys(("weights", "init_step"), ("interpolate",)),
-        **dict.fromkeys(("condition", "latents", "library_size"), ("generate",)),
+        **dict.fromkeys(("latents", "library_size"), ("generate",)),
+        "condition": ("generate", "embed"),
         "guidance": ("generate", "correct", "interpolate"),
         "save_path": (
             *("generate", "correct", "interpolate", "counterfactual", "embed"),
@@ -522,7 +527,7 @@ def _check_one_file(options: argparse.Namespace) -> None:
         raise ConfigError(msg)
     with_files = ("generate", "correct", "interpolate", "counterfactual")
     others = [_option(name) for name in with_files if getattr(options, name)]
-    for name in ("save_path", "input"):
+    for name in ("save_path", "input", "condition"):
         if options.embed and others and getattr(options, name) is not None:
             msg = (
                 f"{_option(name)} would be of --embed and of {others[0]}: run them one "
@@ -727,7 +732,8 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="COVARIATE=VALUE",
         help="category of all cells, in quotes where it has spaces; other covariates "
-        "go with it as they do among the training cells",
+        "go with it as they do among the training cells. With --embed: decode all "
+        "cells as if they were of it, such as of one batch",
     )
     add(
         "--requests",

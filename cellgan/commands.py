@@ -577,6 +577,7 @@ def embed(
     cells: Path | None = None,
     layers: Sequence[str] | None = None,
     n_samples: int | None = None,
+    condition: Mapping[str, str] = types.MappingProxyType({}),
     save_path: Path | None = None,
     seed: int | None = None,
 ) -> None:
@@ -587,7 +588,7 @@ def embed(
     cells
         File of raw counts, of any format; None for the processed cells. Genes that it
         lacks count as genes without counts.
-    layers, n_samples, seed
+    layers, n_samples, condition, seed
         Of `cellgan.embedding.Settings`; None for its default.
 
     Raises
@@ -622,6 +623,7 @@ def embed(
             embedding.Settings().layers if layers is None else tuple(layers),
             n_samples or 0,
             settings.seed,
+            condition,
         ),
         cells=given,
         origin=str(cells),

@@ -243,15 +243,22 @@ def _score_reconstructions(
         scored.latents[evaluation.name][key] = np.concatenate(latents)
         scored.cells.append(_cell_table(evaluation, key, made))
         if residuals is not None:
-            table = residuals.table(cells.var_names).reset_index()
-            table.insert(0, "evaluation", evaluation.name)
-            scored.residuals.append(table)
+            scored.residuals.append(_residual_table(residuals, evaluation, key))
         for name in experiment.parameters.model.needed_columns(trained.manifest):
             if unknown[name]:
                 scored.notes[
                     f'{evaluation.name}: {unknown[name]:,} cells have no "{name}" that '
                     f"the model of {key[0]} knows; {OTHERS} stands in."
                 ] = None
+
+
+def _residual_table(
+    residuals: ResidualSums, evaluation: Evaluated, key: Key
+) -> pd.DataFrame:
+    """Return what one model leaves over of an evaluation set, by gene."""
+    table = residuals.table(evaluation.cells.var_names).reset_index()
+    own = {"evaluation": evaluation.name, "mixture": key[0], "seed": key[1]}
+    return pd.concat([pd.DataFrame(own, index=table.index), table], axis=1)
 
 
 def _accuracies(

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -177,8 +177,12 @@ def as_batch(
     cells: anndata.AnnData,
     manifest: DatasetManifest,
     rows: npt.NDArray[np.intp] | slice,
+    names: Sequence[str] | None = None,
 ) -> CellBatch:
-    """Return some cells as the records would give them."""
+    """Return some cells as the records would give them, with some covariates.
+
+    Others may have values that no model knows. None for all that cells have.
+    """
     values = cells.X[rows]
     dense = values.toarray() if sp.issparse(values) else np.asarray(values)
     counts = tf.constant(dense, tf.float32)
@@ -190,7 +194,7 @@ def as_batch(
     codes = {
         name: tf.constant(vocabulary.encode(obs[name].astype(str).tolist()))
         for name, vocabulary in manifest.covariates.items()
-        if name in obs
+        if name in (obs if names is None else names)
     }
     return CellBatch({RNA: counts}, {RNA: total}, codes)
 

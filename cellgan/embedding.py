@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -48,6 +49,7 @@ from cellgan.generation import TrainedModel, piece_size, versions
 from cellgan.manifest import RNA
 from cellgan.models.base import GenerativeModel, ReconstructingModel
 from cellgan.seeds import derive_seed
+from cellgan.wanted_cells import check_condition
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class Settings(NamedTuple):
     n_samples: int = 0
     """Draws of the latent that expression is the mean of; 0 for its mean."""
     seed: int = 0
+    condition: Mapping[str, str] = types.MappingProxyType({})
+    """Category by covariate that all cells are decoded, and judged, as if they had."""
 
 
 def embed(
@@ -114,6 +118,7 @@ def embed(
     check_encoder(experiment)
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
+    _check_decoded_as(trained, settings.condition)
     if cells is None:
         if not experiment.processed_file.exists():
             msg = (
@@ -164,13 +169,27 @@ def check_encoder(experiment: Experiment) -> None:
     ConfigError
         Naming those that have one.
     """
-    model = experiment.parameters.model
-    if not model.has_encoder:
-        msg = (
-            f'--embed: the model type "{model.type}" has no encoder of cells. LDVAE, '
-            "CFGen and cfDiffusion have one."
-        )
-        raise ConfigError(msg)
+    experiment.parameters.model.check_encoder("--embed")
+
+
+def _check_decoded_as(trained: TrainedModel, condition: Mapping[str, str]) -> None:
+    """Refuse a category that is not there, or makes no difference.
+
+    Raises
+    ------
+    ConfigError
+        Naming the covariates that make one.
+    """
+    check_condition(condition, trained.manifest)
+    model = trained.experiment.parameters.model
+    that_count = model.needed_columns(trained.manifest)
+    for name in condition:
+        if name not in that_count:
+            msg = (
+                f'--condition: the model decodes cells alike, whatever their "{name}" '
+                f"is. Covariates that count: {', '.join(that_count) or 'none'}."
+            )
+            raise ConfigError(msg)
 
 
 def latent_key(model_type: str) -> str:
@@ -323,7 +342,7 @@ def _write(
                 **STORAGE,
             )
             dense.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for rows, cells in _pieces(trained, frames):
+        for rows, cells in _pieces(trained, frames, settings.condition):
             expression = collected.add(cells, counts[rows], rows.start)
             if dense is not None:
                 dense[rows] = expression
@@ -345,22 +364,30 @@ def gene_loadings(trained: TrainedModel) -> npt.NDArray[np.float32] | None:
 
 
 def _pieces(
-    trained: TrainedModel, frames: Mapping[str, anndata.AnnData]
+    trained: TrainedModel,
+    frames: Mapping[str, anndata.AnnData],
+    condition: Mapping[str, str],
 ) -> Iterator[tuple[slice, CellBatch]]:
     """Yield the cells as the records would give them, some at a time."""
     n_cells = frames[RNA].n_obs
+    same = check_condition(condition, trained.manifest)
+    names = trained.experiment.parameters.model.needed_columns(trained.manifest)
     size = piece_size(sum(map(len, trained.manifest.features.values())))
     with tqdm(total=n_cells, unit=" cells", delay=2, desc="embedding") as bar:
         for first in range(0, n_cells, size):
             rows = slice(first, min(first + size, n_cells))
-            batch = as_batch(frames[RNA], trained.manifest, rows)
+            batch = as_batch(frames[RNA], trained.manifest, rows, names)
             features, sizes = dict(batch.features), dict(batch.library_size)
             for name, others in frames.items():
                 if name != RNA:
                     dense = tf.constant(others.X[rows].toarray(), tf.float32)
                     features[name] = dense
                     sizes[name] = tf.reduce_sum(dense, axis=1)
-            yield rows, CellBatch(features, sizes, batch.covariates)
+            changed = {
+                name: tf.fill(tf.shape(of), same[name]) if name in same else of
+                for name, of in batch.covariates.items()
+            }
+            yield rows, CellBatch(features, sizes, changed)
             bar.update(rows.stop - first)
 
 
@@ -374,6 +401,7 @@ def _provenance(
         "step": trained.step,
         "seed": settings.seed,
         "n_samples": settings.n_samples,
+        "decoded_as": dict(settings.condition),
         "source": origin,
         "scale": f"X: counts; {NORMALIZED}: expected counts per 10,000, no log; "
         f"{PREDICTIVE}: counts drawn anew",

@@ -37,6 +37,7 @@ from cellgan.cell_requests import (
     check_save_path,
 )
 from cellgan.config import as_json
+from cellgan.errors import DataError
 from cellgan.experiment import Experiment
 from cellgan.integer_counts import to_counts
 from cellgan.manifest import RNA, DatasetManifest
@@ -337,6 +338,15 @@ class TrainedModel:
         check_guidance(guidance, self._conditions)
         sources = None
         if model.source_cells != "none":
+            folder = self.experiment.records_folder
+            if not folder.is_dir():
+                prior = ', or ask for --latents "prior", which starts from none'
+                msg = (
+                    f"{folder}: no such folder. Cells start from training cells, which "
+                    "are in there: copy the experiment's folder whole"
+                    f"{prior if model.source_cells == 'alike' else ''}."
+                )
+                raise DataError(msg)
             folder, n_cells = self.experiment.records_folder, sum(numbers)
             wanted = codes if model.source_cells == "alike" else None
             sources = draw_sources(

@@ -107,8 +107,24 @@ class ModelConfig:
         """Names of the stages that these parameters train, in order."""
         return self.STAGES
 
+    def check_encoder(self, where: str) -> None:
+        """Refuse a model without an encoder of cells.
+
+        Raises
+        ------
+        ConfigError
+            Naming those that have one.
+        """
+        if not self.has_encoder:
+            those = [name for name, (of, _) in MODEL_TYPES.items() if of.has_encoder]
+            msg = (
+                f'{where}: the model type "{self.type}" has no encoder of cells, only '
+                f"{', '.join(those)} have."
+            )
+            raise ConfigError(msg)
+
     def needed_columns(self, manifest: DatasetManifest) -> tuple[str, ...]:
-        """Return the covariates that cells must have to be given latents."""
+        """Return the covariates that cells must have to be encoded and decoded."""
         del manifest
         return ()
 
@@ -341,6 +357,11 @@ class CfgenConfig(ModelConfig):
     def conditions(self, manifest: DatasetManifest) -> tuple[str, ...]:
         """Return ``flow.condition_on``, or all covariates of the data."""
         return _conditions(self.flow.condition_on, manifest, "model.flow.condition_on")
+
+    def needed_columns(self, manifest: DatasetManifest) -> tuple[str, ...]:
+        """Return the label, if dispersions depend on it."""
+        by_label = self.autoencoder.inverse_dispersion == "gene-label"
+        return (manifest.label,) if by_label else ()
 
     @property
     def makes_counts(self) -> bool:
@@ -842,7 +863,7 @@ class LinearVaeConfig(ModelConfig):
         return _conditions(named, manifest, "model.batch_key")
 
     def needed_columns(self, manifest: DatasetManifest) -> tuple[str, ...]:
-        """Return the covariates that cells must have to be reconstructed."""
+        """Return those of batches and dispersions."""
         by_label = self.inverse_dispersion == "gene-label"
         label = (manifest.label,) if by_label else ()
         return tuple(dict.fromkeys((*label, *self.batch_covariate(manifest))))

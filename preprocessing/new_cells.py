@@ -85,11 +85,14 @@ def _check_genes(
     )
     if not is_there.any() or not fills_missing:
         msg = (
-            f"{lacking}. Give a file with all genes of the training data, under the "
+            f"{lacking}. Give a file with "
+            f"{'' if fills_missing else 'all '}genes of the training data, under the "
             "same names."
         )
         raise DataError(msg)
-    if is_there.mean() < FEW_GENES:
+    if is_there.mean() >= FEW_GENES:
+        log.info("%s: they count as genes without counts", lacking)
+    else:
         log.warning(
             "%s: they count as genes without counts. With fewer than %d %% of the "
             "genes, do not rely on what is told of these cells",

@@ -178,6 +178,32 @@ def test_genes_are_aligned_by_name(experiment, tmp_path, caplog) -> None:
 
 
 @pytest.mark.slow
+def test_cells_are_decoded_as_of_another_batch(experiment, tmp_path, capsys) -> None:
+    raw = make_raw()[:12].copy()
+    first, second = sorted(raw.obs["batch"].unique())
+    found = {}
+    for batch in (first, second):
+        options = ("--layers", "normalized", "--condition", f"batch={batch}")
+        assert embed(experiment, raw, tmp_path, *options) == 0
+        found[batch] = anndata.read_h5ad(tmp_path / "out.h5ad")
+    own = raw.obs["batch"].to_numpy() == first
+    assert embed(experiment, raw, tmp_path, "--layers", "normalized") == 0
+    plain = anndata.read_h5ad(tmp_path / "out.h5ad").layers["normalized_expression"]
+    alike, other = (of.layers["normalized_expression"] for of in found.values())
+
+    assert own.any()
+    assert not own.all()
+    np.testing.assert_array_equal(alike[own], plain[own])
+    np.testing.assert_array_equal(other[~own], plain[~own])
+    assert np.abs(alike - other).max(axis=1).min() > 1e-3
+    latents = [of.obsm["X_ldvae"] for of in found.values()]
+    np.testing.assert_array_equal(*latents)
+    capsys.readouterr()
+    assert embed(experiment, raw, tmp_path, "--condition", "cell_type=type A") == 2
+    assert "Covariates that count: batch" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_few_genes_are_doubted(experiment, tmp_path, capsys) -> None:
     raw = make_raw()[:12].copy()
 
@@ -256,7 +282,7 @@ def test_model_without_an_encoder_is_refused(tmp_path, capsys) -> None:
     code = main(["--embed", "--model_path", str(experiment.folder)])
 
     assert code == 2
-    assert "LDVAE, CFGen and cfDiffusion have one" in capsys.readouterr().err
+    assert "only CFGen, cfDiffusion, LDVAE have" in capsys.readouterr().err
 
 
 @pytest.mark.slow

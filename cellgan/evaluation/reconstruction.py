@@ -271,7 +271,7 @@ class ResidualSums:
         variance = {name: of / self._n_cells for name, of in self._squares.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             proportional = self._mean["residual"] / self._mean["observed"]
-            explained = variance["made"] / variance["observed"]
+            ratio = variance["made"] / variance["observed"]
         columns = {
             "mean": self._mean["observed"],
             "reconstructed_mean": self._mean["made"],
@@ -282,7 +282,7 @@ class ResidualSums:
             ),
             "variance": variance["observed"],
             "reconstructed_variance": variance["made"],
-            "explained_variance": np.where(variance["observed"] > 0, explained, np.nan),
+            "variance_ratio": np.where(variance["observed"] > 0, ratio, np.nan),
         }
         names = pd.Index(np.asarray(genes, object), name="gene")
         return pd.DataFrame(columns, index=names)
@@ -308,8 +308,9 @@ def residual_table(
     -------
     A row per gene: ``mean``, ``reconstructed_mean``, ``residual_mean``,
     ``residual_variance``, ``proportional_residual_mean`` (over the mean), ``variance``,
-    ``reconstructed_variance`` and ``explained_variance``, the ratio of both. Variances
-    are over cells, divided by their number; ratios to 0 are nan.
+    ``reconstructed_variance`` and ``variance_ratio``, the second over the first, which
+    the original calls explained variance. Variances are over cells, divided by their
+    number; ratios to 0 are nan.
     """
     sums = ResidualSums()
     sums.add(counts, shares)
