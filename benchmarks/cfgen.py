@@ -14,7 +14,7 @@ number of threads, on made-up cells of 2,000 genes of which about 8 % are not ze
   guidance, then decoding, Gamma and Poisson, and a copy as a dense array.
 - Guidance: the cost of ours by two covariates, beside cells without any.
 
-Takes about four minutes on two cores. Figures are medians of the turns; processor time
+Takes about six minutes on two cores. Figures are medians of the turns; processor time
 is that of all threads of the process, the one to read on a machine that others use too.
 A ratio above 1 is in our favour. Targets: training 1.5, sampling 3; guidance 2.2.
 """
@@ -93,7 +93,7 @@ class Cells(NamedTuple):
 def main() -> None:
     """Print tables of training and of sampling."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cells", type=int, default=10_000, help="to sample")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -150,11 +150,11 @@ def test_numbers_labels_and_guidance_are_as_asked_for(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n-steps", "101"], "n_steps is 101, but the model diffuses in 100 steps"),
+        (["--n-steps", "101"], "--n-steps is 101, but the model diffuses in 100 steps"),
         (["--cache-interval", "0"], "--cache-interval: 0 found"),
         (
             ["--cache-interval", "2", "--cache-branch", "1"],
-            "cache_branch is 1, but the",
+            "--cache-branch is 1, but the",
         ),
         (["--cache-spacing", "uneven"], "no effect with cache_interval 1"),
         (["--eta", "0.5"], "eta is 0.5, which only the solver ddim has"),
