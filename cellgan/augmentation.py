@@ -31,6 +31,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy import stats
 
+from cellgan.cell_files import read_processed
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.evaluation import plots
@@ -39,7 +40,7 @@ from cellgan.evaluation.plots import Estimate
 from cellgan.evaluation.recognition import held_out_f1
 from cellgan.evaluation.space import Labels, log_expression
 from cellgan.experiment import Experiment, replacing, write_json
-from cellgan.manifest import DatasetManifest
+from cellgan.manifest import RNA, DatasetManifest
 from cellgan.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def augment(
     """
     manifest = experiment.manifest()
     _check_request(experiment, manifest, label, fractions, seeds)
-    processed = _read_processed(experiment)
+    processed = read_processed(experiment)[RNA]
     real = _real_cells(experiment, processed, manifest, label)
     name = _file_name(label, manifest.label_vocabulary.categories)
     runs = [
@@ -278,18 +279,6 @@ def _check_request(
             f"experiment without input_ds.atac."
         )
         raise ConfigError(msg)
-
-
-def _read_processed(experiment: Experiment) -> anndata.AnnData:
-    path = experiment.processed_file
-    try:
-        return anndata.read_h5ad(path)
-    except FileNotFoundError:
-        msg = f"{path}: no such file. Run --process first."
-        raise DataError(msg) from None
-    except (OSError, KeyError, ValueError) as error:
-        msg = f"{path}: cannot be read as .h5ad: {error}."
-        raise DataError(msg) from error
 
 
 def _real_cells(

@@ -1,4 +1,4 @@
-"""Files of generated cells, written piece by piece.
+"""Files of cells: processed ones are read whole, generated ones written piece by piece.
 
 A file may hold many more cells than fit into memory densely: expression arrives as
 consecutive sparse pieces, and each is written before the next is made. Everything else
@@ -26,7 +26,8 @@ import zarr
 
 from cellgan.cell_requests import MULTIMODAL
 from cellgan.errors import DataError
-from cellgan.experiment import replacing
+from cellgan.experiment import Experiment, replacing
+from cellgan.manifest import RNA
 
 Pieces = Iterable[sp.csr_matrix]
 MultimodalPieces = Iterable[Mapping[str, sp.csr_matrix]]
@@ -36,6 +37,38 @@ HDF5_OPTIONS = {"chunks": (2**16,), "compression": "gzip", "compression_opts": 1
 ZARR_OPTIONS = {"chunks": (2**20,)}
 """Larger chunks than in HDF5: each is a file."""
 GZIP_LEVEL = 1
+OR_INPUT = ", or give cells with --input FILE"
+
+
+def read_processed(
+    experiment: Experiment, *, otherwise: str = ""
+) -> dict[str, anndata.AnnData]:
+    """Return the processed cells of an experiment by modality.
+
+    Parameters
+    ----------
+    otherwise
+        What else than ``--process`` would help where there are none: `OR_INPUT`.
+
+    Raises
+    ------
+    DataError
+        If their file is gone or damaged.
+    """
+    path = experiment.processed_file
+    try:
+        if path.suffix != MULTIMODAL:
+            return {RNA: anndata.read_h5ad(path)}
+        import mudata  # noqa: PLC0415  (slow, and seldom needed)
+
+        with mudata.set_options(pull_on_update=False):
+            return dict(mudata.read_h5mu(path).mod)
+    except FileNotFoundError:
+        msg = f"{path}: no such file. Run --process first{otherwise}."
+        raise DataError(msg) from None
+    except (OSError, KeyError, ValueError) as error:
+        msg = f"{path}: cannot be read: {error}. Run --process again{otherwise}."
+        raise DataError(msg) from error
 
 
 def write_cells(

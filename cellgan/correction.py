@@ -29,6 +29,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cellgan.batches import CellBatch
+from cellgan.cell_files import read_processed
 from cellgan.config import as_json
 from cellgan.errors import ConfigError
 from cellgan.evaluation import plots
@@ -174,17 +175,6 @@ def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str,
     codes = check_condition(target, manifest, "--correct")
     check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), "--correct")
     return codes
-
-
-def read_processed(experiment: Experiment) -> dict[str, anndata.AnnData]:
-    """Return the processed cells of an experiment by modality."""
-    path = experiment.processed_file
-    if path.suffix == ".h5ad":
-        return {RNA: anndata.read_h5ad(path)}
-    import mudata  # noqa: PLC0415  (slow, and seldom needed)
-
-    with mudata.set_options(pull_on_update=False):
-        return dict(mudata.read_h5mu(path).mod)
 
 
 def describe(scores: Mapping[str, Integration], batch: str, label: str) -> str:

@@ -25,6 +25,7 @@ from anndata.io import write_elem
 from tqdm import tqdm
 
 from cellgan.batches import CellBatch
+from cellgan.cell_files import OR_INPUT, read_processed
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation.counterfactual import (
@@ -100,7 +101,8 @@ def counterfactual(
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
     if cells is None:
-        cells, origin = read_processed(experiment), str(experiment.processed_file)
+        cells = read_processed(experiment, otherwise=OR_INPUT)[RNA]
+        origin = str(experiment.processed_file)
     skeleton = _skeleton(trained, cells, target, origin)
     scores = _scores(experiment, trained, cells, target, codes, seed=seed)
     skeleton.uns["cellgan"]["scores"] = json.dumps(
@@ -156,21 +158,6 @@ def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str,
     check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), WHERE)
     model.check_target(target, WHERE)
     return codes
-
-
-def read_processed(experiment: Experiment) -> anndata.AnnData:
-    """Return the processed cells of an experiment.
-
-    Raises
-    ------
-    DataError
-        If their file is gone.
-    """
-    path = experiment.processed_file
-    if not path.exists():
-        msg = f"{path}: no such file. Give cells with --input FILE."
-        raise DataError(msg)
-    return anndata.read_h5ad(path)
 
 
 def as_batch(
@@ -336,7 +323,7 @@ def _scores(
             values, {name: obs[name].astype(str).to_numpy(str) for name in fields}
         )
 
-    processed = read_processed(experiment)
+    processed = read_processed(experiment)[RNA]
     split = processed.obs["split"].astype(str).to_numpy()
     changed = np.zeros(cells.n_obs, bool)
     for name, category in target.items():

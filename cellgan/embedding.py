@@ -26,8 +26,8 @@ from anndata.io import write_elem
 from tqdm import tqdm
 
 from cellgan.batches import CellBatch
+from cellgan.cell_files import OR_INPUT, read_processed
 from cellgan.config import as_json
-from cellgan.correction import read_processed
 from cellgan.counterfactual import as_batch
 from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation import plots
@@ -120,14 +120,8 @@ def embed(
     started = time.perf_counter()
     _check_decoded_as(trained, settings.condition)
     if cells is None:
-        if not experiment.processed_file.exists():
-            msg = (
-                f"{experiment.processed_file}: no such file. Give cells with --input "
-                "FILE."
-            )
-            raise DataError(msg)
         origin = str(experiment.processed_file)
-        frames = read_processed(experiment)
+        frames = read_processed(experiment, otherwise=OR_INPUT)
     else:
         frames = {RNA: cells}
     missing = set(trained.manifest.features) - set(frames)

@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cellgan.cell_files import read_processed
 from cellgan.config import as_json
-from cellgan.counterfactual import as_batch, check_additive, read_processed
+from cellgan.counterfactual import as_batch, check_additive
 from cellgan.evaluation import plots
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation import TrainedModel, piece_size, versions
+from cellgan.manifest import RNA
 from cellgan.models.base import AdditiveModel
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def influence(experiment: Experiment) -> Path:
     """
     check_additive(experiment, "--influence")
     trained = TrainedModel.load(experiment.folder)
-    cells, split = _held_out(read_processed(experiment))
+    cells, split = _held_out(read_processed(experiment)[RNA])
     model = cast(AdditiveModel, trained.model)
     found = contributions(trained, cells)
     manifest, fields = trained.manifest, model.heads()[1:]

@@ -29,6 +29,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
+from cellgan.cell_files import read_processed
 from cellgan.config import as_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment, replacing
@@ -201,7 +202,7 @@ def check_interpolation(
 def _source(experiment: Experiment, label: str, n_cells: int) -> CellBatch:
     """Return training cells of a label, as often as it takes."""
     manifest = experiment.manifest()
-    cells = anndata.read_h5ad(experiment.processed_file)
+    cells = read_processed(experiment)[RNA]
     is_own = (cells.obs[manifest.label].astype(str) == label) & (
         cells.obs["split"] == "train"
     )

@@ -60,12 +60,8 @@ class StoredRows(abc.ABC):
         """
 
 
-class RowsInMemory(StoredRows):
-    """A matrix that only a whole file could be read as."""
-
-    def __init__(self, matrix: sp.csr_matrix) -> None:
-        super().__init__(*matrix.shape)
-        self._matrix = matrix
+class RowsReadHere(StoredRows):
+    """Rows that this process reads."""
 
     def map_blocks(
         self,
@@ -74,10 +70,25 @@ class RowsInMemory(StoredRows):
     ) -> Iterator[tuple[slice, Result]]:
         """Yield what a function makes of consecutive cells."""
         for rows in _ranges(self.n_cells, CELLS_AT_ONCE, wanted):
-            yield rows, function(_chosen(self._matrix[rows], rows, wanted))
+            yield rows, function(_chosen(self._read(rows), rows, wanted))
+
+    @abc.abstractmethod
+    def _read(self, rows: slice) -> sp.csr_matrix:
+        """Return rows, float32."""
 
 
-class RowsOnDisk(StoredRows):
+class RowsInMemory(RowsReadHere):
+    """A matrix that only a whole file could be read as."""
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        super().__init__(*matrix.shape)
+        self._matrix = matrix
+
+    def _read(self, rows: slice) -> sp.csr_matrix:
+        return self._matrix[rows]
+
+
+class RowsOnDisk(RowsReadHere):
     """A dense or CSR matrix in an HDF5 or zarr group.
 
     Parameters
@@ -89,15 +100,6 @@ class RowsOnDisk(StoredRows):
     def __init__(self, element: Any) -> None:
         super().__init__(*_shape(element))
         self._element = element
-
-    def map_blocks(
-        self,
-        function: Callable[[sp.csr_matrix], Result],
-        wanted: Mask | None = None,
-    ) -> Iterator[tuple[slice, Result]]:
-        """Yield what a function makes of consecutive cells."""
-        for rows in _ranges(self.n_cells, CELLS_AT_ONCE, wanted):
-            yield rows, function(_chosen(self._read(rows), rows, wanted))
 
     def _read(self, rows: slice) -> sp.csr_matrix:
         if not _is_compressed(self._element):
