@@ -9,9 +9,10 @@ TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-# Two workers on two cores: TensorFlow and OpenBLAS would otherwise start two threads in
-# each of them.
-ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1
+# Two workers on two cores: TensorFlow, OpenBLAS and scikit-learn would otherwise start
+# two threads in each of them.
+ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1 \
+    LOKY_MAX_CPU_COUNT=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help install demo test test-all bench lint

@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellgan.cli import main
+from cellgan.evaluation import classifiers, published
 from cellgan.experiment import Experiment
 from tests.synthetic import make_cells
 
@@ -90,7 +91,11 @@ def experiment(
     folder = tmp_path_factory.mktemp(request.param)
     path = write_inputs(folder, tiny={"model": {"type": request.param}})
     actions = ["--process", "--train", "--generate", "--evaluate"]
-    assert main(["--param", str(path), *actions]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "cscGAN":  # scGAN's test takes the time of whole forests
+            patch.setattr(classifiers, "N_TREES", 10)
+            patch.setattr(published, "N_TREES", 30)
+        assert main(["--param", str(path), *actions]) == 0
     return Experiment.open(folder / "experiments" / "tiny")
 
 

@@ -72,6 +72,7 @@ def test_resume_is_exact_for_the_gan(tmp_path, kind):
     assert_same_variables(resumed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cycle", "vae"])
 def test_resume_is_exact_for_models_of_one_stage(tmp_path, kind):
     whole, resumed = STAGES[kind](), STAGES[kind]()

@@ -332,6 +332,7 @@ def test_dropout_sets_its_share_of_units_to_zero_and_scales_the_others():
     np.testing.assert_allclose(kept, np.rint(kept), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_step_compiled_with_xla_equals_the_eager_one():
     network = CountAutoencoder({"rna": RNA, "atac": ATAC}, n_joint=2, n_categories=2)
     features, codes = counts(), tf.constant([0, 1] * 6)

@@ -362,8 +362,15 @@ def test_dispersion_by_label_is_that_of_the_requested_label():
     assert expected[0] > 10 * expected[1]
 
 
-@pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    ("joint", "binary"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_modalities_are_made_of_one_latent(joint, binary):
     both = randomized(
         make_model(
