@@ -629,6 +629,15 @@ def experiment_parameters(
     return parse_experiment(experiment_block(study, manifest, name), name)
 
 
+def missing_genes(document: Mapping[str, Any], name: str) -> str:
+    """Say how many genes an evaluation set lacks."""
+    n_missing = document["evaluations"][name]["genes"]["missing"]
+    return (
+        f"{n_missing:,} of the {document['genes']['n']:,} genes are not in its file "
+        "and count as zeros"
+    )
+
+
 def describe_filter(column: str, op: str, value: Any) -> str:
     """Return a filter as one reads it."""
     shown = "" if value is None else f" {json.dumps(value, ensure_ascii=False)}"

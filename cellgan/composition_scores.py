@@ -24,7 +24,7 @@ import tensorflow as tf
 from sklearn.decomposition import PCA
 
 from cellgan.batches import CellBatch, cells_in_order
-from cellgan.composition import Study
+from cellgan.composition import Study, missing_genes
 from cellgan.composition_config import METRICS
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.evaluation import composition, composition_report
@@ -136,6 +136,9 @@ def evaluate_composition(study: Study) -> None:
         )
         del trained
         keras.utils.clear_session()
+    for name, of in document["evaluations"].items():
+        if of["genes"]["missing"]:
+            scored.notes[f"{name}: {missing_genes(document, name)}."] = None
     tables = _tables(study, scored, evaluations)
     composition_report.write_report(
         study.report_folder, study.name, study.composition, document, tables

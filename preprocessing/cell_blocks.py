@@ -220,14 +220,14 @@ def dask_client(reader: DaskReader) -> Iterator[Any]:
     is_file = reader.scheduler != "local" and "://" not in reader.scheduler
     if is_file and not Path(reader.scheduler).expanduser().exists():
         msg = (
-            f"composition.dask.scheduler: no such file: {reader.scheduler}. Start a "
+            f"dask.scheduler: no such file: {reader.scheduler}. Start a "
             "scheduler with --scheduler-file, or give its address."
         )
         raise ConfigError(msg)
     try:
         from distributed import Client, LocalCluster  # noqa: PLC0415  (an extra)
     except ImportError:
-        msg = "composition.dask: Dask is not installed: pip install 'cellgan[atlas]'."
+        msg = "dask: Dask is not installed: pip install 'cellgan[atlas]'."
         raise ConfigError(msg) from None
     with contextlib.ExitStack() as stack:
         connect: Callable[[], Any]
@@ -248,7 +248,7 @@ def dask_client(reader: DaskReader) -> Iterator[Any]:
         try:
             client = stack.enter_context(connect())
         except (OSError, TimeoutError) as error:
-            msg = f"composition.dask.scheduler: {reader.scheduler}: {error}."
+            msg = f"dask.scheduler: {reader.scheduler}: {error}."
             raise ConfigError(msg) from None
         yield client
 

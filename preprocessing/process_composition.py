@@ -13,6 +13,7 @@ import functools
 import gzip
 import io
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from anndata.io import sparse_dataset, write_elem
 from natsort import natsorted
 
 from cellgan.composition import (
+    DATA_KEYS,
     SCHEMA_VERSION,
     SOURCE,
     Corpus,
@@ -42,10 +44,12 @@ from cellgan.composition import (
     exclude,
     hold_out,
     is_among,
+    missing_genes,
     plan_corpora,
     training_seed,
 )
 from cellgan.composition_config import Composition, VariableGenes
+from cellgan.config import read_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment, remove_leftovers, replacing, write_json
 from cellgan.manifest import SPLITS
@@ -118,7 +122,8 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
             logger.info("%s: already processed, %s", study.name, study.folder)
             return
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
+    before = _earlier(study)
+    with _named(study.name), contextlib.ExitStack() as stack:
         plan = make_plan(study.composition, stack)
         document = describe_plan(study.composition, plan)
         experiments = study.experiments(document)
@@ -128,13 +133,11 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
             if not _is_unchanged(experiment)
         }
         in_the_way = [e.name for e in changed.values() if e.folder.exists()]
-        if in_the_way and not overwrite:
-            msg = (
-                f"{study.folder}: the corpora of {', '.join(in_the_way)} are others "
-                "than the parameters and files give now. Add --overwrite, which "
-                "replaces these and what was trained on them, and keeps the others."
-            )
-            raise ConfigError(msg)
+        if in_the_way:
+            _replace(in_the_way, _changes(before, document), overwrite=overwrite)
+        if before != document and study.report_folder.exists():
+            logger.info("%s: removing the report, which is of other cells", study.name)
+            shutil.rmtree(study.report_folder)
         study.folder.mkdir(parents=True, exist_ok=True)
         study.manifest_file.unlink(missing_ok=True)  # written last: then all is there
         for corpus in plan.corpora:
@@ -154,6 +157,51 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
         len(experiments),
         summary(document),
     )
+
+
+@contextlib.contextmanager
+def _named(study: str) -> Iterator[None]:
+    """Put the name of a study before what is wrong with it."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        msg = f"{study}: {error}"
+        raise type(error)(msg) from error
+
+
+def _replace(corpora: Sequence[str], changes: str, *, overwrite: bool) -> None:
+    """Say which corpora are about to be replaced and why, or refuse it."""
+    names = ", ".join(corpora)
+    if not overwrite:
+        msg = (
+            f"the corpora of {names} are others than parameters and files give now "
+            f"({changes}). Add --overwrite, which replaces these and what was trained "
+            "on them, and keeps the others."
+        )
+        raise ConfigError(msg)
+    logger.info("replacing %s and what was trained on them (%s)", names, changes)
+
+
+def _earlier(study: Study) -> dict[str, Any]:
+    """Return the manifest that is there, of whatever parameters; {} if none is."""
+    if not study.manifest_file.exists():
+        return {}
+    document = dict(read_json(study.manifest_file))
+    return document if document.get("schema_version") == SCHEMA_VERSION else {}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what makes corpora others than they were."""
+    if not before:
+        return "there is no manifest of what they were"
+    old, new = before["composition"], now["composition"]
+    changed = [f"composition.{key}" for key in DATA_KEYS if old[key] != new[key]]
+    changed += [
+        f"the file of source {name}"
+        for name, of in now["sources"].items()
+        if of["sha256"] != before["sources"].get(name, of)["sha256"]
+    ]
+    return f"{', '.join(changed) or 'genes'} changed"
 
 
 def _is_unchanged(experiment: Experiment) -> bool:
@@ -618,6 +666,8 @@ def summary(document: Mapping[str, Any]) -> str:
         )
     for name, of in document["evaluations"].items():
         lines.append(f"    evaluation {name}: {of['n_cells']:,} cells")
+        if of["genes"]["missing"]:
+            lines[-1] += f"; {missing_genes(document, name)}"
     for name, of in document["corpora"].items():
         parts = " + ".join(
             f"{part['n_train'] + part['n_valid']:,} {part['source']}[{part['slot']}]"

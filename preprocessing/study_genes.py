@@ -145,7 +145,7 @@ def shared_genes(
         known = set().union(*sets)
         if not genes & known:
             msg = (
-                f"composition.genes: no source has any of the {len(genes):,} genes of "
+                f"genes: no source has any of the {len(genes):,} genes of "
                 f'the list ("{rule[0]}", ...). Give names as sources have them.'
             )
             raise ConfigError(msg)
@@ -157,7 +157,7 @@ def shared_genes(
                 for source, of in names.items()
             )
             msg = (
-                f"composition.genes: the sources have no gene in common: {examples}. "
+                f"genes: the sources have no gene in common: {examples}. "
                 "Bring them to one kind of name with gene_column or gene_table."
             )
             raise ConfigError(msg)

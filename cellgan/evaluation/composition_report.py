@@ -359,6 +359,9 @@ def _likeness(tables: Tables) -> str:
     note = (
         "Predictability: share of the variance of the other model's latent that a "
         "linear map of this one's tells, on cells it was not fitted on. Overlap: "
-        "Jaccard index of the genes at the ends of matched factors."
+        "Jaccard index of the genes at the ends of matched factors. Seeds begin at "
+        "other weights and draw other cells, and factors may be turned into each other "
+        "without a loss: low overlap of one mixture's seeds says that single factors "
+        "are not to be interpreted, not that models differ in what they tell of cells."
     )
     return f"<h3>How alike models are</h3>\n<p>{note}</p>\n{''.join(parts)}"

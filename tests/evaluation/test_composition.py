@@ -165,7 +165,7 @@ def test_baseline_that_is_best_is_behind_the_control() -> None:
     beats, words = said(cells_of((0.0, 0.01), (0.1, 0.11), (-0.4, -0.42)))
 
     assert beats is False
-    assert "the best mixture is base" in words
+    assert "the best mixture but for the size control is base" in words
     assert "as many more cells of the baseline's kind do as well or better" in words
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,8 +134,12 @@ def test_same_parameters_give_the_same_bytes_again(tmp_path: Path) -> None:
     assert [f.read_bytes() for f in (study.manifest_file, study.cells_file)] == before
 
 
-def test_changing_one_mixture_writes_only_its_corpus_anew(tmp_path: Path) -> None:
+def test_changing_one_mixture_writes_only_its_corpus_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     study = process(tmp_path, composition(tmp_path))
+    study.report_folder.mkdir()
     for name in ("base", "control", "plus"):
         (study.folder / f"{name}-seed0" / "job").mkdir()
     block = composition(tmp_path)
@@ -144,6 +149,9 @@ def test_changing_one_mixture_writes_only_its_corpus_anew(tmp_path: Path) -> Non
 
     process(tmp_path, block, overwrite=True)
 
+    why = "replacing plus-seed0 and what was trained on them (composition.mixtures"
+    assert why in caplog.text
+    assert not study.report_folder.exists()
     kept = [
         name
         for name in ("base", "control", "plus")
@@ -566,6 +574,7 @@ def test_slip_is_answered_in_one_line(
     said = capsys.readouterr().err
     assert (code, said.count("\n")) == (2, 1)
     assert SLIPS[slip] in said
+    assert re.match(r"error: (study: |.*experiments\.study)", said)
     assert not (tmp_path / "experiments" / "study" / "composition.json").exists()
 
 
