@@ -16,7 +16,7 @@ from cellgan.layers.context_pool import NO_CATEGORY, SlotGradients
 from cellgan.models.cycle_networks import CycleNetwork
 from cellgan.optimizers import make_schedule
 
-VALUES_AT_ONCE = 2**16
+VALUES_AT_ONCE = 2**18
 """Of matrices by category that are updated together: caches hold their states."""
 
 
