@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.batches import CellBatch
@@ -79,9 +77,6 @@ class ClassifierStage(LatentStage):
         self.schedule = schedule
         self.n_steps = n_steps
         self._gradients = tf.function(self.gradients, jit_compile=jit)
-
-    def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
-        """Leave the scale as the denoiser was trained with it."""
 
     def train_step(
         self, batches: tuple[CellBatch, ...], seed: tf.Tensor

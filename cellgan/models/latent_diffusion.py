@@ -28,7 +28,7 @@ from cellgan.errors import ConfigError, SamplingError
 from cellgan.layers import scale_to_library_size
 from cellgan.layers.likelihoods import DrawnCounts
 from cellgan.manifest import RNA, DatasetManifest
-from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
+from cellgan.model_configs import CfdiffusionConfig
 from cellgan.models.autoencoder import AutoencoderStage
 from cellgan.models.base import (
     Block,
@@ -39,12 +39,12 @@ from cellgan.models.base import (
     SolverSettings,
     TrainingStage,
     blocks_of,
-    resolve_jit,
 )
 from cellgan.models.classifier_training import ClassifierStage
-from cellgan.models.count_networks import CountAutoencoder, Modality
+from cellgan.models.count_networks import CountAutoencoder
 from cellgan.models.denoiser import Denoiser, GuidedDenoiser
-from cellgan.models.diffusion_training import DiffusionRecipe, DiffusionStage
+from cellgan.models.diffusion_parts import DiffusionParts
+from cellgan.models.diffusion_training import DiffusionStage
 from cellgan.models.latents import (
     LATENT,
     LatentScale,
@@ -55,14 +55,11 @@ from cellgan.models.latents import (
     reconstruct_by,
 )
 from cellgan.models.noisy_classifier import NoisyClassifiers
-from cellgan.optimizers import WeightAverage, make_optimizer
 from cellgan.sampling import (
     NoiseSchedule,
     Sampler,
     add_noise,
-    cosine_betas,
     even_full_steps,
-    linear_betas,
     nested_branches,
     nested_conditions,
     spaced_steps,
@@ -438,127 +435,16 @@ class LatentDiffusion(ReconstructingModel):
                 f"{', '.join(manifest.features)}. CFGen makes RNA and ATAC."
             )
             raise ConfigError(message)
-        model = cast(CfdiffusionConfig, parameters.model)
-        training, diffusion = parameters.training, model.diffusion
-        seed, jit = derive_seed(training.seed, "weights"), resolve_jit(training.jit)
-        dtype = "mixed_bfloat16" if training.precision == "bfloat16" else "float32"
-        autoencoder = build_latent_autoencoder(
-            model.autoencoder, len(manifest.features[RNA]), seed=seed, dtype=dtype
-        )
-        n_categories = {
-            name: len(manifest.covariates[name]) for name in model.conditions(manifest)
-        }
-        classifier = model.classifier
-        classifiers = None
-        if classifier is not None:
-            classifiers = NoisyClassifiers(
-                autoencoder.n_latent,
-                n_categories,
-                widths=classifier.widths,
-                dropout=classifier.dropout,
-                seed=seed,
-                dtype=dtype,
-            )
-
-        def make_denoiser() -> Denoiser:
-            network = Denoiser(
-                autoencoder.n_latent,
-                n_categories if classifiers is None else {},
-                widths=diffusion.widths,
-                seed=seed,
-                dtype=dtype,
-            )
-            for name in network.null_codes:
-                n_cells = np.asarray(manifest.cells_per_category["train"][name])
-                network.embed_as_nothing(name, np.flatnonzero(n_cells == 0))
-            return network
-
-        scale = LatentScale(autoencoder.n_latent)
-        schedule = NoiseSchedule.of(
-            cosine_betas(diffusion.n_steps)
-            if diffusion.schedule == "cosine"
-            else linear_betas(
-                diffusion.n_steps, scaled=diffusion.schedule == "linear_scaled"
-            )
-        )
-
-        encode = functools.partial(
-            autoencoder.encode, batch_statistics=model.reference_behaviour
-        )
-
-        def make_stages() -> tuple[TrainingStage, ...]:
-            of_stage = {name: training.of_stage(name) for name in model.stages}
-            network = make_denoiser()
-            stages: list[TrainingStage] = [
-                AutoencoderStage(
-                    autoencoder,
-                    make_optimizer(of_stage[AutoencoderStage.name]),
-                    label=manifest.label,
-                    clip_norm=of_stage[AutoencoderStage.name].clip_norm,
-                    jit=jit,
-                ),
-                DiffusionStage(
-                    encode,
-                    scale,
-                    network,
-                    WeightAverage(
-                        network.variables,
-                        diffusion.average_rate,
-                        has_warm_up=not model.reference_behaviour,
-                    ),
-                    make_optimizer(of_stage[DiffusionStage.name]),
-                    schedule,
-                    DiffusionRecipe(
-                        diffusion.unconditional_share,
-                        diffusion.dropping,
-                        diffusion.latent_scale,
-                    ),
-                    clip_norm=of_stage[DiffusionStage.name].clip_norm,
-                    jit=jit,
-                ),
-            ]
-            if classifiers is not None:
-                own = of_stage[ClassifierStage.name]
-                stages.append(
-                    ClassifierStage(
-                        encode,
-                        scale,
-                        classifiers,
-                        make_optimizer(own),
-                        schedule,
-                        model.n_classified_steps,
-                        clip_norm=own.clip_norm,
-                        jit=jit,
-                    )
-                )
-            return tuple(stages)
-
+        parts = DiffusionParts.of(parameters, manifest)
         return cls(
-            autoencoder,
-            scale,
-            make_denoiser(),
-            schedule,
-            model,
+            parts.autoencoder,
+            parts.scale,
+            parts.make_denoiser(),
+            parts.schedule,
+            parts.config,
             SolverSettings.of(parameters.generation),
-            make_stages,
-            classifiers=classifiers,
+            parts.make_stages,
+            classifiers=parts.classifiers,
             target_library_size=manifest.target_library_size,
-            jit=jit,
+            jit=parts.jit,
         )
-
-
-def build_latent_autoencoder(
-    config: LatentAutoencoderConfig, n_genes: int, *, seed: int, dtype: str
-) -> CountAutoencoder:
-    """Build the autoencoder of RNA whose latents have length 1."""
-    rna = Modality(
-        n_features=n_genes,
-        widths=(*config.layers, config.n_latent),
-        likelihood=config.decoder,
-        transform="log1p_per_10000",
-        activation="prelu",
-        residual=config.residual,
-    )
-    return CountAutoencoder(
-        {RNA: rna}, dropout=config.dropout, on_sphere=True, seed=seed, dtype=dtype
-    )

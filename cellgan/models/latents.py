@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -104,9 +103,9 @@ class LatentStage(TrainingStage):
         optimizer.build(network.trainable_variables)
         self._encode = tf.function(encode, reduce_retracing=True)
 
-    @abc.abstractmethod
     def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
-        """Fit the scale to the latents of all training cells."""
+        """Fit the scale to the latents of all training cells, or leave it as it is."""
+        del latents
 
     def prepare(self, cells: Callable[[], Iterable[CellBatch]]) -> CellBatch:
         """Encode all cells, and fit the scale to their latents."""
