@@ -18,11 +18,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellgan.composition_config import Composition, Source, VariableGenes
+from cellgan.dispersion import dispersions_in_bins
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from preprocessing.annotations import as_text
 from preprocessing.study_sources import SourceFile
 
-N_BINS = 20
 PER_CELL = 1e4
 DIGITS = 9
 """Dispersions are compared by so many digits: the last ones depend on the machine."""
@@ -197,19 +197,8 @@ def variable_genes(
     n_cells = int(passed.sum())
     mean = sums / n_cells
     variance = np.maximum(squares - n_cells * mean**2, 0) / max(n_cells - 1, 1)
-    mean = np.where(mean == 0, 1e-12, mean)
-    with np.errstate(divide="ignore"):
-        dispersion = np.log(variance / mean)
-    dispersion[variance == 0] = np.nan
-    frame = pd.DataFrame({"dispersion": dispersion})
-    bins = pd.cut(pd.Series(np.log1p(mean)), bins=N_BINS)
-    grouped = frame.groupby(bins, observed=True)["dispersion"]
-    centre, spread = grouped.transform("mean"), grouped.transform("std")
-    is_alone = spread.isna()
-    spread = spread.where(~is_alone, centre)
-    centre = centre.where(~is_alone, 0.0)
-    normalised = ((frame["dispersion"] - centre) / spread).round(DIGITS)
-    normalised = normalised.fillna(-np.inf).to_numpy()
+    normalised = dispersions_in_bins(mean, variance).round(DIGITS)
+    normalised = np.where(np.isnan(normalised), -np.inf, normalised)
     chosen = np.lexsort((np.arange(n_genes), -normalised))[: rule.n]
     return genes[np.sort(chosen)]
 

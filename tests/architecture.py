@@ -34,6 +34,7 @@ GROUPS = {
     ),
     "data": (
         "cellgan.batches",
+        "cellgan.dispersion",
         "cellgan.records",
         "cellgan.tfrecords",
         "cellgan.transforms",
@@ -78,8 +79,17 @@ ROOMS = tuple(room for rooms in GROUPS.values() for room in rooms)
 
 # What these rooms may import of ours, on top of the direction.
 ONLY_IMPORTS = {
-    "preprocessing": (*GROUPS["pure"], "cellgan.records", "preprocessing"),
-    "cellgan.evaluation": (*GROUPS["pure"], "cellgan.evaluation"),
+    "preprocessing": (
+        *GROUPS["pure"],
+        "cellgan.dispersion",
+        "cellgan.records",
+        "preprocessing",
+    ),
+    "cellgan.evaluation": (
+        *GROUPS["pure"],
+        "cellgan.dispersion",
+        "cellgan.evaluation",
+    ),
     "cellgan.training": (
         *(GROUPS["pure"] + GROUPS["data"] + GROUPS["parts"] + GROUPS["running"]),
         "cellgan.models.base",

@@ -20,11 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from cellgan.dispersion import dispersions_in_bins
+
 PER_10000 = 1e4
-N_BINS = 20
-"""Of mean expression, in which dispersions are compared."""
-SMALLEST_MEAN = 1e-12
-"""Stands for the mean of a gene without expression."""
 N_VARIABLE_GENES = 1000
 """Genes that cells are compared by, unless told otherwise."""
 
@@ -79,35 +77,13 @@ def normalized_dispersions(log_expression: npt.ArrayLike) -> Floats:
 
     Returns
     -------
-    ``(n_genes,)``: the logarithm of variance over mean, less its mean among the genes
-    of a bin of mean expression, over its standard deviation there; 1 for a gene that
-    is alone in its bin; nan for a gene that does not vary.
-
-    References
-    ----------
-    Satija et al. (2015), Spatial reconstruction of single-cell gene expression data.
-    https://doi.org/10.1038/nbt.3192
+    As `cellgan.dispersion.dispersions_in_bins`.
     """
     values = np.asarray(log_expression, np.float64)
     expression = np.expm1(values)
     variance = expression.var(axis=0, ddof=1)
     varies = np.ptp(values, axis=0) > 0
-    return _within_bins(expression.mean(axis=0), np.where(varies, variance, 0))
-
-
-def _within_bins(mean: Floats, variance: Floats) -> Floats:
-    """Return normalised dispersions from the moments of expression."""
-    mean = np.where(mean == 0, SMALLEST_MEAN, mean)
-    ratio = variance / mean
-    dispersion = np.log(ratio, out=np.full_like(ratio, np.nan), where=ratio > 0)
-    bins = pd.cut(pd.Series(np.log1p(mean)), N_BINS, labels=False)
-    of_bins = pd.Series(dispersion).groupby(bins)
-    center, spread = (of_bins.transform(kind).to_numpy() for kind in ("mean", "std"))
-    is_alone = np.isnan(spread) & ~np.isnan(dispersion)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        normalized = (dispersion - center) / spread
-    found: Floats = np.where(is_alone, 1.0, normalized)
-    return found
+    return dispersions_in_bins(expression.mean(axis=0), np.where(varies, variance, 0))
 
 
 def variable_genes(
@@ -159,7 +135,7 @@ def variable_genes_of_counts(
     n_there = np.bincount(scaled.indices, minlength=len(mean))
     variance = (squares + (n_cells - n_there) * mean**2) / (n_cells - 1)
     varies = variance > np.finfo(np.float64).eps * mean**2 * n_cells
-    dispersions = _within_bins(mean, np.where(varies, variance, 0))
+    dispersions = dispersions_in_bins(mean, np.where(varies, variance, 0))
     return _most_dispersed(dispersions, n_genes)
 
 
