@@ -134,7 +134,9 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
         }
         in_the_way = [e.name for e in changed.values() if e.folder.exists()]
         if in_the_way:
-            _replace(in_the_way, _changes(before, document), overwrite=overwrite)
+            _check_replacing(
+                in_the_way, _changes(before, document), overwrite=overwrite
+            )
         if before != document and study.report_folder.exists():
             logger.info("%s: removing the report, which is of other cells", study.name)
             shutil.rmtree(study.report_folder)
@@ -169,7 +171,7 @@ def _named(study: str) -> Iterator[None]:
         raise type(error)(msg) from error
 
 
-def _replace(corpora: Sequence[str], changes: str, *, overwrite: bool) -> None:
+def _check_replacing(corpora: Sequence[str], changes: str, *, overwrite: bool) -> None:
     """Say which corpora are about to be replaced and why, or refuse it."""
     names = ", ".join(corpora)
     if not overwrite:

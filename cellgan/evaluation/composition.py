@@ -49,7 +49,6 @@ TITLES: Mapping[str, str] = {
 KEYS = ("evaluation", "metric", "model", "group", "mixture")
 N_TOP_GENES = 50
 """Of each end of a factor."""
-BESIDE = " but for the size control"
 VARIES = 1e-6
 """Directions of a latent with a smaller share of its variance are none."""
 
@@ -211,7 +210,7 @@ def verdict(
     of_baseline = f"; the baseline {baseline} has {_with_error(base)}"
     beside = ""
     if size_control and sign * trained.loc[size_control, "value"] > order.iloc[0]:
-        beside = BESIDE
+        beside = " but for the size control"
     sentences = [
         f"{evaluation}: the best mixture{beside} is {best}, {metric} {_with_error(row)}"
         f"{'' if best == baseline else of_baseline}."

@@ -26,7 +26,7 @@ from cellgan.evaluation.reconstruction import log_normalized, variable_genes
 from cellgan.experiment import Experiment
 from cellgan.records import RECORD_FILES, read_shard
 from preprocessing import study_genes
-from preprocessing.process_composition import process_composition
+from preprocessing.process_composition import process_composition, summary
 from preprocessing.study_sources import (
     HUMAN_MITO_IDS,
     filter_mask,
@@ -278,10 +278,21 @@ def test_few_genes_in_common_are_told(
     external = {"file": str(tmp_path / "e.h5ad")}
     block["evaluations"] = {"e": {"external": external}}
 
-    process(tmp_path, block)
+    document = process(tmp_path, block).manifest()
 
     (warning,) = warned()
     assert "only 31 of the study's 40 genes are in" in warning
+    said = "evaluation e: 300 cells; 9 of the 40 genes are not in its file and count"
+    assert said in summary(document)
+
+
+def test_report_of_the_same_cells_is_kept(tmp_path: Path) -> None:
+    study = process(tmp_path, composition(tmp_path))
+    study.report_folder.mkdir()
+
+    process(tmp_path, composition(tmp_path), overwrite=True)
+
+    assert study.report_folder.exists()
 
 
 def test_evaluation_without_a_gene_of_the_study_is_refused(tmp_path: Path) -> None:
