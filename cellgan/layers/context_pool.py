@@ -8,6 +8,7 @@ for it there are as many tiles as there can be (`is_static`), some of them left 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -27,6 +28,9 @@ class Tiles(NamedTuple):
 
     slots: tf.Tensor
     """``(n_rows,)`` int32: where each row is among the rows of all tiles."""
+    sources: tf.Tensor
+    """``(n_tiles * height,)`` int32: number of the row, from 1, that each row of a tile
+    is; 0 of those that are left over."""
     categories: tf.Tensor
     """``(n_tiles,)`` int32; `NO_CATEGORY` of tiles that are left over."""
     height: int
@@ -96,13 +100,18 @@ def tile_rows(
     rank = tf.range(n_rows) - tf.searchsorted(ordered, ordered, side="left")
     row_in_tile = rank % height
     tile = tf.cumsum(tf.cast(row_in_tile == 0, tf.int32)) - 1
-    slots = tf.scatter_nd(order[:, None], tile * height + row_in_tile, (n_rows,))
+    place = tile * height + row_in_tile
+    slots = tf.scatter_nd(order[:, None], place, (n_rows,))
     if is_static:
         rows = codes.shape[0]
         n_tiles = min(rows, rows // height + n_categories)
         categories = tf.math.unsorted_segment_max(ordered, tile, n_tiles)
-        return Tiles(slots, tf.maximum(categories, NO_CATEGORY), height)
-    return Tiles(slots, tf.math.segment_max(ordered, tile), height)
+        categories = tf.maximum(categories, NO_CATEGORY)
+    else:
+        categories = tf.math.segment_max(ordered, tile)
+        n_tiles = tf.shape(categories)[0]
+    sources = tf.scatter_nd(place[:, None], order + 1, (n_tiles * height,))
+    return Tiles(slots, sources, categories, height)
 
 
 def product_tiles(codes: tf.Tensor, n_categories: int, *, is_static: bool) -> Tiles:
@@ -136,14 +145,25 @@ def product_by_category(
     rows
         ``(n_rows, n_latent)``.
     matrices
-        As `matrices_of` returns them.
+        As `matrices_of` returns them. No gradient flows into them:
+        `gradients_by_category` finds that of several products at once.
 
     Returns
     -------
     ``(n_rows, n_latent)``: ``rows[i] @ pool[codes[i]]``.
     """
-    products = _in_tiles(rows, tiles) @ matrices
-    return tf.gather(tf.reshape(products, (-1, rows.shape[1])), tiles.slots)
+
+    def product(rows: tf.Tensor, *, is_transposed: bool = False) -> tf.Tensor:
+        # rows left over are multiplied too, whatever they hold, and never read
+        in_tiles = _in_tiles(rows, tf.maximum(tiles.sources - 1, 0), tiles)
+        products = tf.matmul(in_tiles, matrices, transpose_b=is_transposed)
+        return tf.gather(tf.reshape(products, (-1, products.shape[-1])), tiles.slots)
+
+    @tf.custom_gradient
+    def of_rows(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return product(rows), lambda slopes: product(slopes, is_transposed=True)
+
+    return of_rows(rows)
 
 
 def gradients_by_category(
@@ -178,9 +198,11 @@ def gradients_by_category(
     if codes.shape[0] is not None:
         height = min(max(codes.shape[0] // n_categories, least), most)
     tiles = tile_rows(codes, n_categories, height, is_static=is_static)
-    values = tf.matmul(
-        _in_tiles(rows, tiles), _in_tiles(slopes, tiles), transpose_a=True
+    rows, slopes = (
+        _in_tiles(tf.pad(of, [(1, 0), (0, 0)]), tiles.sources, tiles)
+        for of in (rows, slopes)
     )
+    values = tf.matmul(rows, slopes, transpose_a=True)
     categories = tiles.categories
     is_first = tf.concat([[True], categories[1:] != categories[:-1]], axis=0)
     slot = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
@@ -200,8 +222,7 @@ def gradients_by_category(
     )
 
 
-def _in_tiles(rows: tf.Tensor, tiles: Tiles) -> tf.Tensor:
-    """Return rows at their places, ``(n_tiles, height, n_latent)``, 0 elsewhere."""
-    width, n_tiles = rows.shape[1], tf.shape(tiles.categories)[0]
-    places = tf.scatter_nd(tiles.slots[:, None], rows, (n_tiles * tiles.height, width))
-    return tf.reshape(places, (n_tiles, tiles.height, width))
+def _in_tiles(rows: tf.Tensor, places: tf.Tensor, tiles: Tiles) -> tf.Tensor:
+    """Return the rows of all tiles, ``(n_tiles, height, n_latent)``."""
+    shape = (tf.shape(tiles.categories)[0], tiles.height, rows.shape[1])
+    return tf.reshape(tf.gather(rows, places), shape)

@@ -38,7 +38,7 @@ class Role(NamedTuple):
     tiles: Tiles
     """Of these rows."""
     matrices: tf.Tensor
-    """Of each tile. No gradient flows into them: see `CycleStage.gradients`."""
+    """Of each tile."""
 
 
 class Cycle(NamedTuple):
@@ -129,8 +129,7 @@ class CycleNetwork(SizedLayer):
         rows = tf.reshape(codes + self.starts, (-1,))
         tiles = product_tiles(rows, self.n_matrices, is_static=is_static)
         # the variable itself: a gather from it copies nothing else
-        matrices = tf.stop_gradient(matrices_of(self.contexts.value, tiles))
-        return Role(rows, tiles, matrices)
+        return Role(rows, tiles, matrices_of(self.contexts.value, tiles))
 
     def translate(self, expression: tf.Tensor, source: Role, target: Role) -> Cycle:
         """Take cells ``(n_cells, n_genes)`` from source to target categories."""
@@ -147,6 +146,42 @@ class CycleNetwork(SizedLayer):
             tf.reshape(self.decoders, (width, -1)),
         )
         return Cycle(output, base, rows, hidden, translated)
+
+    def dense_gradients(
+        self, expression: tf.Tensor, passes: Sequence[Cycle], slopes: Sequence[Cycle]
+    ) -> list[tf.Tensor]:
+        """Return the gradients of base, encoders and decoders.
+
+        Parameters
+        ----------
+        expression
+            The cells of all passes, one pass after the other, ``(n_rows, n_genes)``.
+        passes
+            What each pass gave.
+        slopes
+            Gradients of a loss with respect to that.
+        """
+        n_rows = tf.shape(expression)[0]
+        width = len(self.n_categories) * self.n_latent
+        rows = tf.concat([expression, *(of.output for of in slopes)], 0)
+        of_rows = tf.concat([of.base for of in (*slopes, *passes)], 0)
+        encoded = tf.concat([of.encoded for of in slopes], 0)
+        translated = tf.concat([of.translated for of in passes], 0)
+        gradients = [
+            # both ends of the base head: it encodes and decodes
+            tf.matmul(rows, of_rows, transpose_a=True),
+            tf.matmul(
+                rows[:n_rows], tf.reshape(encoded, (-1, width)), transpose_a=True
+            ),
+            tf.matmul(
+                tf.reshape(translated, (-1, width)), rows[n_rows:], transpose_a=True
+            ),
+        ]
+        weights = (self.base, self.encoders, self.decoders)
+        return [
+            tf.reshape(gradient, weight.shape)
+            for gradient, weight in zip(gradients, weights, strict=True)
+        ]
 
     def by_field(self, rows: tf.Tensor) -> tf.Tensor:
         """Return latents as ``(n_cells, n_fields, n_latent)``."""

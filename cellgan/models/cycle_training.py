@@ -307,7 +307,10 @@ class CycleStage(TrainingStage):
         """
         losses = []
         for i, logits in enumerate(self.classifier(expression)):
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(codes[:, i], logits)
+            # twice as fast on a CPU as the same with codes
+            loss = tf.nn.softmax_cross_entropy_with_logits(
+                tf.one_hot(codes[:, i], self.fields.n_categories[i]), logits
+            )
             if len(self.fields.known[i]) == self.fields.n_categories[i]:
                 losses.append(tf.reduce_mean(loss))
                 continue
@@ -322,8 +325,8 @@ class CycleStage(TrainingStage):
     ) -> tuple[CycleTerms, CycleGradients]:
         """Return the losses of the heads and their gradients.
 
-        Those of the matrices are one product per category, of all that was multiplied
-        by its matrix with the slopes of the results.
+        Every weight is multiplied with several things; its gradient is one product of
+        all of them with the slopes of the results.
         """
         network = self.network
         source, target = (
@@ -333,19 +336,27 @@ class CycleStage(TrainingStage):
         with tf.GradientTape() as tape:
             terms = self.terms_of_roles(expression, source, target, target_codes)
         there, back = terms.there, terms.back
-        dense = [of.value for of in (network.base, network.encoders, network.decoders)]
-        results = [there.hidden, there.translated, back.hidden, back.translated]
-        slopes = tape.gradient(terms.total, [*dense, *results])
-        found, (first, second, third, fourth) = slopes[:3], slopes[3:]
+        of_there, of_back = tape.gradient(terms.total, [there, back])
+        dense = network.dense_gradients(
+            tf.concat([expression, there.output], 0), (there, back), (of_there, of_back)
+        )
         scale = network.field_scale
         contexts = gradients_by_category(
             tf.concat([there.encoded, there.hidden, back.encoded, back.hidden], 0),
-            tf.concat([first, scale * second, third, scale * fourth], 0),
+            tf.concat(
+                [
+                    of_there.hidden,
+                    scale * of_there.translated,
+                    of_back.hidden,
+                    scale * of_back.translated,
+                ],
+                0,
+            ),
             tf.concat([source.codes, target.codes, target.codes, source.codes], 0),
             network.n_matrices,
             is_static=self._is_static,
         )
-        return terms, CycleGradients(found, contexts)
+        return terms, CycleGradients(dense, contexts)
 
     def classifier_gradients(
         self, expression: tf.Tensor, codes: tf.Tensor

@@ -31,13 +31,6 @@ class Moments(NamedTuple):
     decay: float
 
 
-class Plan(NamedTuple):
-    """How far one update goes."""
-
-    rate: tf.Tensor
-    decay: float
-
-
 class CycleOptimizer:
     """Updates the heads of a `CycleNetwork`.
 
@@ -116,9 +109,9 @@ class CycleOptimizer:
         if self._clip_norm is not None:
             scale = self._clip_norm / tf.maximum(norm, self._clip_norm)
         for moments, gradient in zip(self._dense, dense, strict=True):
-            old = [tf.convert_to_tensor(of) for of in moments[:4]]
-            new = self._stepped(old, gradient, scale, Plan(rate, moments.decay))
-            for state, value in zip(moments, new, strict=False):
+            for state, value in zip(
+                moments[:4], self._stepped(moments, gradient, scale, rate), strict=True
+            ):
                 state.assign(value)
         if tf.distribute.has_strategy():
             self._update_all_matrices(contexts, scale, rate)
@@ -162,11 +155,11 @@ class CycleOptimizer:
         """
         values, categories = self._by_category(gradients)
         moments = self._contexts
-        old = [tf.convert_to_tensor(of) for of in moments[:4]]
-        new = self._stepped(old, values, scale, Plan(rate, moments.decay))
-        for state, was, value in zip(moments, old, new, strict=False):
-            is_there = tf.reshape(categories >= 0, (-1,) + (1,) * (len(was.shape) - 1))
-            state.assign(tf.where(is_there, value, was))
+        new = self._stepped(moments, values, scale, rate)
+        for state, value in zip(moments[:4], new, strict=True):
+            ones = (1,) * (value.shape.rank - 1)
+            is_there = tf.reshape(categories >= 0, (-1, *ones))
+            state.assign(tf.where(is_there, value, state))
 
     def _update_matrices(
         self, gradients: SlotGradients, scale: tf.Tensor, rate: tf.Tensor
@@ -180,18 +173,24 @@ class CycleOptimizer:
         n_values = moments.weight.shape[1] * moments.weight.shape[2]
         at_once = max(1, min(moments.weight.shape[0], VALUES_AT_ONCE // n_values))
         slots = tf.cast(tf.where(categories >= 0)[:, 0], tf.int32)
+        n_slots = tf.shape(slots)[0]
+        n_more = -n_slots % at_once
+        slots = tf.concat([slots, tf.repeat(slots[-1:], n_more)], 0)
         rows = tf.gather(categories, slots)
-        last = tf.shape(slots)[0] - 1
-        states = [of.value for of in moments[:4]]
+        ages = tf.gather(moments.n_updates.value, rows) + 1
+        corrections = self._corrections(ages)
+        states = [of.value for of in moments[:3]]
 
         def step(first: tf.Tensor) -> tuple[tf.Tensor]:
-            chosen = tf.minimum(first + tf.range(at_once), last)
-            own = tf.gather(rows, chosen)
-            new = self._stepped(
-                [tf.gather(state, own) for state in states],
-                tf.gather(values, tf.gather(slots, chosen)),
+            place = slice(first, first + at_once)
+            own = rows[place]
+            new = self._step(
+                *(tf.gather(state, own) for state in states),
+                tf.gather(values, slots[place]),
                 scale,
-                Plan(rate, moments.decay),
+                1 - rate * moments.decay,
+                rate * corrections[0][place, None, None],
+                corrections[1][place, None, None],
             )
             updates = [
                 state.scatter_update(tf.IndexedSlices(value, own))
@@ -200,24 +199,36 @@ class CycleOptimizer:
             with tf.control_dependencies([of.handle for of in updates]):
                 return (first + at_once,)
 
-        tf.while_loop(lambda first: first <= last, step, (tf.constant(0),))
+        tf.while_loop(lambda first: first < n_slots, step, (tf.constant(0),))
+        moments.n_updates.value.scatter_update(tf.IndexedSlices(ages, rows))
 
     def _stepped(
-        self, state: list[tf.Tensor], gradient: tf.Tensor, scale: tf.Tensor, plan: Plan
+        self, moments: Moments, gradient: tf.Tensor, scale: tf.Tensor, rate: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        """Return the new state of a weight, or of some matrices."""
-        beta1, beta2 = (tf.constant(beta, tf.float32) for beta in self._betas)
-        *numbers, n_updates = state
-        age = n_updates + 1
-        # Here, once a matrix: inside, XLA would compute powers once a number
-        factors = [1 / (1 - tf.pow(beta1, age)), 1 / (1 - tf.pow(beta2, age))]
-        if age.shape.rank:
-            factors = [factor[:, None, None] for factor in factors]
-        kept = 1 - plan.rate * plan.decay
+        """Return the new state of a whole weight."""
+        weight, first, second, n_updates = map(tf.convert_to_tensor, moments[:4])
+        ages = n_updates + 1
+        corrections = self._corrections(ages)
+        if ages.shape.rank:
+            corrections = [of[:, None, None] for of in corrections]
         new = self._step(
-            *numbers, gradient, scale, kept, plan.rate * factors[0], factors[1]
+            weight,
+            first,
+            second,
+            gradient,
+            scale,
+            1 - rate * moments.decay,
+            rate * corrections[0],
+            corrections[1],
         )
-        return (*new, age)
+        return (*new, ages)
+
+    def _corrections(self, ages: tf.Tensor) -> list[tf.Tensor]:
+        """Return the factors that undo the bias of both moments.
+
+        Not a part of the compiled pass, where XLA would compute them once a number.
+        """
+        return [1 / (1 - tf.pow(tf.constant(beta), ages)) for beta in self._betas]
 
     def _one_pass(  # noqa: PLR0913  (the state of Adam)
         self,
