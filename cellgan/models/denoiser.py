@@ -282,12 +282,13 @@ class Denoiser(SizedLayer):
             Which connection a later step of `denoise_from` ends at, from 0, the
             outermost, to ``n_up - 1``, the innermost.
         """
-        outputs = self._way_down(latent, shifts, gates, self.n_up)
+        of_layers = self.by_layer(shifts)
+        outputs = self._way_down(latent, of_layers, gates, self.n_up)
         feature = hidden = outputs.pop()
         for index in range(self.n_up):
             if index == self.n_up - 1 - branch:
                 feature = hidden
-            hidden = self._up(hidden, shifts, gates, index) + outputs.pop()
+            hidden = self._up(hidden, of_layers, gates, index) + outputs.pop()
         return Denoised(self._output(hidden, weights), feature)
 
     def denoise_from(
@@ -313,16 +314,17 @@ class Denoiser(SizedLayer):
         Ma et al. (2024), DeepCache: Accelerating Diffusion Models for Free.
         https://arxiv.org/abs/2312.00858
         """
-        outputs = self._way_down(latent, shifts, gates, branch)
+        of_layers = self.by_layer(shifts)
+        outputs = self._way_down(latent, of_layers, gates, branch)
         hidden = feature
         for index in range(self.n_up - 1 - branch, self.n_up):
-            hidden = self._up(hidden, shifts, gates, index) + outputs.pop()
+            hidden = self._up(hidden, of_layers, gates, index) + outputs.pop()
         return self._output(hidden, weights)
 
     def _way_down(
         self,
         latent: tf.Tensor,
-        shifts: tf.Tensor,
+        shifts: Sequence[tf.Tensor],
         gates: Sequence[tf.Tensor],
         last: int,
     ) -> list[tf.Tensor]:
@@ -336,7 +338,7 @@ class Denoiser(SizedLayer):
     def _up(
         self,
         hidden: tf.Tensor,
-        shifts: tf.Tensor,
+        shifts: Sequence[tf.Tensor],
         gates: Sequence[tf.Tensor],
         index: int,
     ) -> tf.Tensor:
@@ -345,17 +347,15 @@ class Denoiser(SizedLayer):
     def _layer(
         self,
         hidden: tf.Tensor,
-        shifts: tf.Tensor,
+        shifts: Sequence[tf.Tensor],
         gates: Sequence[tf.Tensor],
         index: int,
     ) -> tf.Tensor:
         """Return one layer's output, ``(n_branches, n_cells, width)``."""
-        start, width = sum(self._widths[:index]), self._widths[index]
-        own = slice(start, start + width)
         units = _by_rows(self.layers[index], hidden)
         if self.label_projection is not None:
             units *= gates[index]
-        units += shifts[None, :, own]
+        units += shifts[index][None]
         return tf.nn.silu(_by_rows(self.norms[index], units))
 
     def _output(self, hidden: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
