@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cellgan.models import cycle_updates
 from tests.models.cycle_reference import CycleReference
 
 
@@ -134,9 +135,14 @@ def test_logits_losses_and_gradients_of_the_classifier(stage, reference, terms):
         assert_close(found, stored)
 
 
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_updates(reference, jit):
+@pytest.mark.parametrize(
+    ("jit", "n_at_once"),
+    [(False, 100), (False, 2), pytest.param(True, 100, marks=pytest.mark.slow)],
+)
+def test_two_updates(reference, monkeypatch, jit, n_at_once):
     stage = reference.stage(jit=jit)
+    n_values = stage.network.n_latent**2
+    monkeypatch.setattr(cycle_updates, "VALUES_AT_ONCE", n_at_once * n_values)
     update = tf.function(stage.update)
     steps = {
         "step1": ("in/x_step1", "step1_source_ids", "step1_target_ids"),
