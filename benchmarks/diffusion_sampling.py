@@ -7,10 +7,11 @@ is two rows for each cell (it gives both the same label; here one of them has no
 
     python benchmarks/diffusion_sampling.py
 
-Takes seven to twenty minutes on two cores. Figures are medians of the turns; processor time
-is that of all threads of the process, the one to read on a machine that others use too.
-Targets: all 1,000 steps 3 times as fast as the original's; a cache of interval 5 1.3
-times as fast again; 50 steps of DDIM 10 times as fast as 1,000.
+Takes seven to twenty minutes on two cores. Figures are medians of the turns; processor
+time is that of all threads of the process, the one to read on a machine that others use
+too. Targets: all 1,000 steps 3 times as fast as the original's; a cache of interval 5
+1.3 times as fast again; 50 steps of DDIM 10 times as fast as 1,000. Cells are made in
+blocks of 512: fewer take as long.
 
 With the folder of a trained cfDiffusion experiment, the second table says what the
 shortcuts cost: distances of generated to held-out cells as the report computes them,
