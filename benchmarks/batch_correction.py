@@ -29,10 +29,10 @@ from preprocessing.readers import open_raw_file, read_matrix
 
 load_tensorflow()
 
-from cellgan import commands  # noqa: E402
-from cellgan.correction import AFTER, BEFORE, correct  # noqa: E402
-from cellgan.evaluation.integration import integration  # noqa: E402
-from cellgan.models.base import SolverSettings  # noqa: E402
+from cellgan import commands
+from cellgan.correction import AFTER, BEFORE, correct
+from cellgan.evaluation.integration import integration
+from cellgan.models.base import SolverSettings
 
 EMBEDDED = "builtin:pbmc68k_reduced"
 CLUSTERS = "cluster_within_batch"

@@ -25,7 +25,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from cellgan.start import set_environment
+
+set_environment()
 # Threads that wait for work in a loop would be billed to whoever runs next.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

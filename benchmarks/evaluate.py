@@ -25,9 +25,9 @@ from scipy.spatial.distance import cdist
 
 for backend in ("TENSORFLOW", "PYTORCH", "JAX"):  # POT loads what it finds
     os.environ[f"POT_BACKEND_DISABLE_{backend}"] = "1"
-import ot  # noqa: E402
+import ot
 
-from cellgan.evaluation.report import evaluate_files  # noqa: E402
+from cellgan.evaluation.report import evaluate_files
 
 SECONDS, GIGABYTES = 240, 4.0
 N_LABELS = 10

@@ -22,12 +22,12 @@ from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
-from cellgan import commands  # noqa: E402
-from cellgan.evaluation.cells import compare_experiment  # noqa: E402
-from cellgan.generation import TrainedModel  # noqa: E402
-from cellgan.guidance_sweep import measures  # noqa: E402
-from cellgan.models.base import GenerationRequest, SolverSettings  # noqa: E402
-from cellgan.wanted_cells import (  # noqa: E402
+from cellgan import commands
+from cellgan.evaluation.cells import compare_experiment
+from cellgan.generation import TrainedModel
+from cellgan.guidance_sweep import measures
+from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.wanted_cells import (
     assign_covariates,
     draw_library_sizes,
 )

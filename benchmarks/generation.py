@@ -17,6 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from cellgan.start import set_environment
+
+set_environment()
+
 import numpy as np
 import tensorflow as tf
 

@@ -17,7 +17,6 @@ writing at 8 times, reading (later epochs, from memory) at 4 times the reference
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -25,7 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from cellgan.start import set_environment
+
+set_environment()
 
 import anndata as ad
 import numpy as np

@@ -27,8 +27,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import anndata as ad
 import numpy as np
 import scanpy as sc
@@ -44,8 +42,8 @@ from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
-from cellgan import commands  # noqa: E402
-from cellgan.generation import TrainedModel  # noqa: E402
+from cellgan import commands
+from cellgan.generation import TrainedModel
 
 TYPE, CONDITION, UNKNOWN = "cell_type", "condition", "unknown"
 CONTROL, STIMULATED = "ctrl", "stim"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from cellgan.start import set_environment
+
+set_environment()
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
