@@ -12,6 +12,7 @@ from cellgan.layers.conditioning import (
     LayerNormalization,
     ReadOut,
     ReadOutKind,
+    normalized,
     one_hot,
     unbiased,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SizedLayer",
     "glorot_uniform",
     "he_normal",
+    "normalized",
     "one_hot",
     "scale_to_library_size",
     "unbiased",

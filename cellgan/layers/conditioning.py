@@ -73,6 +73,11 @@ class _Normalization(SizedLayer):
         self.scale = self._weight("scale", shape, "ones")
         self.offset = self._weight("offset", shape, "zeros")
 
+    @property
+    def parameters(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scale and offset, as they are."""
+        return tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.offset)
+
     def _normalize(
         self,
         inputs: tf.Tensor,
@@ -81,11 +86,22 @@ class _Normalization(SizedLayer):
         categories: tf.Tensor | None,
     ) -> tf.Tensor:
         """Standardise by the statistics given, then scale and shift."""
-        normalized = (inputs - mean) * tf.math.rsqrt(variance + self.epsilon)
-        if categories is None:
-            return normalized * self.scale + self.offset
-        scale = tf.matmul(categories, self.scale)
-        return normalized * scale + tf.matmul(categories, self.offset)
+        scale, offset = self.parameters
+        if categories is not None:
+            scale, offset = (tf.matmul(categories, of) for of in (scale, offset))
+        return normalized(inputs, mean, variance, scale, offset, self.epsilon)
+
+
+def normalized(
+    inputs: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    epsilon: float = NORMALIZATION_EPSILON,
+) -> tf.Tensor:
+    """Standardise ``(n_cells, n_units)`` by statistics, then scale and shift."""
+    return (inputs - mean) * tf.math.rsqrt(variance + epsilon) * scale + offset
 
 
 def unbiased(statistics: BatchStatistics, n_cells: tf.Tensor) -> BatchStatistics:

@@ -82,7 +82,10 @@ class Linear(SizedLayer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Map ``(n_cells, n_inputs)`` to ``(n_cells, n_outputs)``."""
         outputs = self._product(inputs, transpose=False)
-        return outputs if self.bias is None else outputs + self.bias
+        if self.bias is None:
+            return outputs
+        # its gradient sums rows twice as fast on a CPU as that of a plain sum
+        return tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
 
     def transposed(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return ``inputs @ kernel^T``, the way of a slope back through the layer."""

@@ -13,7 +13,7 @@ from cellgan.config import ExperimentParameters
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.models.autoencoder import AutoencoderStage
-from cellgan.models.base import TrainingStage, resolve_jit
+from cellgan.models.base import TrainingStage, resolve_jit, resolve_jit_of_small
 from cellgan.models.classifier_training import ClassifierStage
 from cellgan.models.count_networks import CountAutoencoder, Modality
 from cellgan.models.denoiser import Denoiser
@@ -37,6 +37,8 @@ class DiffusionParts:
     schedule: NoiseSchedule
     classifiers: NoisyClassifiers | None
     jit: bool
+    jit_parts: bool
+    """Whether what is small is compiled, on every device."""
 
     @classmethod
     def of(
@@ -44,9 +46,12 @@ class DiffusionParts:
     ) -> DiffusionParts:
         """Build what model and stages share."""
         config = cast(CfdiffusionConfig, parameters.model)
-        options = _weight_options(parameters)
+        options, jit = _weight_options(parameters), parameters.training.jit
         autoencoder = build_latent_autoencoder(
-            config.autoencoder, len(manifest.features[RNA]), **options
+            config.autoencoder,
+            len(manifest.features[RNA]),
+            jit=jit is not False,
+            **options,
         )
         classifiers = None
         if config.classifier is not None:
@@ -73,7 +78,8 @@ class DiffusionParts:
             LatentScale(autoencoder.n_latent),
             NoiseSchedule.of(betas),
             classifiers,
-            resolve_jit(parameters.training.jit),
+            resolve_jit(jit),
+            jit is not False,
         )
 
     def make_denoiser(self) -> Denoiser:
@@ -126,6 +132,7 @@ class DiffusionParts:
                 network.variables,
                 diffusion.average_rate,
                 has_warm_up=not self.config.reference_behaviour,
+                jit=resolve_jit_of_small(self.parameters.training.jit),
             ),
             schedule=self.schedule,
             recipe=DiffusionRecipe(
@@ -153,7 +160,7 @@ class DiffusionParts:
 
 
 def build_latent_autoencoder(
-    config: LatentAutoencoderConfig, n_genes: int, *, seed: int, dtype: str
+    config: LatentAutoencoderConfig, n_genes: int, *, seed: int, jit: bool, dtype: str
 ) -> CountAutoencoder:
     """Build the autoencoder of RNA whose latents have length 1."""
     rna = Modality(
@@ -165,7 +172,12 @@ def build_latent_autoencoder(
         residual=config.residual,
     )
     return CountAutoencoder(
-        {RNA: rna}, dropout=config.dropout, on_sphere=True, seed=seed, dtype=dtype
+        {RNA: rna},
+        dropout=config.dropout,
+        on_sphere=True,
+        seed=seed,
+        jit=jit,
+        dtype=dtype,
     )
 
 

@@ -91,8 +91,10 @@ class LatentDiffusion(ReconstructingModel):
     classifiers
         That steer a network without covariates; None if it knows them.
     jit
-        Compile sampling with XLA. For networks of these widths it does not pay on a
-        CPU, unlike for those of flows.
+        Compile sampling as a whole with XLA. For networks of these widths it does not
+        pay on a CPU, unlike for those of flows.
+    jit_parts
+        Compile what stands between products.
     """
 
     def __init__(  # noqa: PLR0913  (what cells are made with, and how)
@@ -108,6 +110,7 @@ class LatentDiffusion(ReconstructingModel):
         classifiers: NoisyClassifiers | None,
         target_library_size: float,
         jit: bool,
+        jit_parts: bool,
     ) -> None:
         self._autoencoder = autoencoder
         self._scale = scale
@@ -120,6 +123,7 @@ class LatentDiffusion(ReconstructingModel):
         self._target_library_size = target_library_size
         self._strategy = tf.distribute.get_strategy()
         self._jit = jit
+        self._jit_parts = jit_parts
         self._samplers: dict[Any, Callable[..., tf.Tensor]] = {}
         self._decode_block = tf.function(self._decode)
         self._encode = tf.function(
@@ -341,6 +345,7 @@ class LatentDiffusion(ReconstructingModel):
                     gates,
                     weights,
                     settings.cache_branch,
+                    jit=self._jit_parts,
                 )
                 noise = tf.random.stateless_normal(
                     shape, fold_in(seed, 0), alg="philox"
@@ -447,4 +452,5 @@ class LatentDiffusion(ReconstructingModel):
             classifiers=parts.classifiers,
             target_library_size=manifest.target_library_size,
             jit=parts.jit,
+            jit_parts=parts.jit_parts,
         )

@@ -129,9 +129,7 @@ def test_latents_explain_more_than_one_distribution_per_gene(losses):
     assert losses[-1] < loss_without_latents(synthetic_batch()) - 1
 
 
-@pytest.mark.parametrize(
-    ("clip_norm", "expected"), [(0.5, 0.5), (None, None), (1e6, None)]
-)
+@pytest.mark.parametrize(("clip_norm", "expected"), [(0.5, 0.5), (1e6, None)])
 def test_gradients_are_clipped_together_to_the_norm(clip_norm, expected):
     stage = make_stage(keras.optimizers.SGD(1.0), clip_norm)
     before = [weight.numpy().copy() for weight in stage.network.trainable_variables]

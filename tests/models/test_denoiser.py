@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from cellgan.layers.time_embedding import step_features
 from cellgan.models import denoiser
-from cellgan.models.denoiser import Denoiser
+from cellgan.models.denoiser import Denoiser, GuidedDenoiser
 from tests.models.diffusion_reference import DiffusionReference, assert_close
 
 CASES = ["single", "multi"]
@@ -209,6 +209,43 @@ def test_category_without_training_cells_is_like_no_category():
     gates = network.gates(codes).numpy()
     np.testing.assert_array_equal(gates[1], gates[2])
     assert np.any(gates[0] != gates[1])
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_compiled_steps_are_those_that_are_not(branch):
+    network = Denoiser(4, {"a": 3}, widths=(8, 6, 4), seed=1)
+    latent = 3 + tf.random.stateless_normal((5, 4), (1, 2))
+    codes = [tf.constant([0, 1, 2, 3, 3]), tf.fill((5,), 3)]
+    gates = tf.stack([network.gates({"a": of}) for of in codes])
+    plain, compiled = (
+        GuidedDenoiser(
+            network, [5, 900], gates, tf.constant([1.5, -0.5]), branch, jit=jit
+        )
+        for jit in (False, True)
+    )
+    noise, feature = plain.whole(latent, tf.constant(1))
+    found = compiled.whole(latent, tf.constant(1))
+    np.testing.assert_allclose(found[0], noise, atol=1e-5)
+    np.testing.assert_allclose(found[1], feature, atol=1e-5)
+    np.testing.assert_allclose(
+        compiled.part(feature, latent, tf.constant(0)),
+        plain.part(feature, latent, tf.constant(0)),
+        atol=1e-5,
+    )
+
+
+def test_units_are_gated_shifted_normalised_activated_and_added_to():
+    rng = np.random.default_rng(0)
+    units, gates, added = rng.normal(1, 2, (3, 2, 5, 8)).astype(np.float32)
+    shifts = rng.normal(size=(1, 5, 8)).astype(np.float32)
+    scale, offset = rng.normal(1, 1, (2, 8)).astype(np.float32)
+    rows = units.astype(float) * gates + shifts
+    centred = rows - rows.mean(axis=-1, keepdims=True)
+    spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    activated = centred / spread * scale + offset
+    expected = activated / (1 + np.exp(-activated)) + added
+    found = denoiser.normalized_silu(units, scale, offset, gates, shifts, added)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("most", [6, 5])
