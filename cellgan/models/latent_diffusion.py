@@ -163,7 +163,7 @@ class LatentDiffusion(ReconstructingModel):
         settings = request.solver or self._solver
         first = self._first_position(request, settings)
         sample = self._sampler(settings, first)
-        gates, rows, weights = self._conditions(request)
+        codes, rows, weights = self._conditions(request)
         pulls = self._pulls(request)
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces = []
@@ -175,9 +175,8 @@ class LatentDiffusion(ReconstructingModel):
             seed = fold_in(root, tf.constant(block.number, tf.int64))
             start = self._start(request, block)
             of_pulls = {name: block.padded(of) for name, of in pulls.items()}
-            latent = sample(
-                start, tf.gather(gates, of_block), of_weights, of_pulls, seed
-            )
+            gates = self._gates_of_block(codes, of_block)
+            latent = sample(start, gates, of_weights, of_pulls, seed)
             if not np.all(np.isfinite(latent)):
                 message = (
                     "latents became infinite or nan on the way. Lower the guidance "
@@ -260,13 +259,29 @@ class LatentDiffusion(ReconstructingModel):
         taken = self.sampler(settings)[0].schedule.original_steps
         return max(0, int(np.searchsorted(taken, wanted, side="right")) - 1)
 
+    def _gates_of_block(
+        self, codes: Mapping[str, npt.NDArray[np.int32]], rows: npt.NDArray[np.int32]
+    ) -> tf.Tensor:
+        """Return the gates of cells in each branch, ``(n_branches, n_cells, n_units)``.
+
+        Each cell's are computed, equal or not, so that they are in its own row of a
+        product of fixed size: a product of fewer rows is rounded differently.
+        """
+        of_cells = {
+            name: tf.constant(of[rows].ravel(), tf.int32) for name, of in codes.items()
+        }
+        gates = self._gates(of_cells)
+        if not codes:
+            gates = tf.repeat(gates, rows.size, axis=0)
+        return tf.reshape(gates, (*rows.shape, -1))
+
     def _conditions(
         self, request: GenerationRequest
-    ) -> tuple[tf.Tensor, npt.NDArray[np.int32], Rows]:
-        """Return gates, and the row and weight of each cell in each branch.
+    ) -> tuple[dict[str, npt.NDArray[np.int32]], npt.NDArray[np.int32], Rows]:
+        """Return combinations of codes, and each cell's in each branch, and weights.
 
-        Gates are those of all combinations of categories that are asked for, each once.
-        Of mixed categories, each has the branches of guidance, with its share.
+        Combinations are those of all categories that are asked for, each once. Of mixed
+        categories, each has the branches of guidance, with its share.
         """
         null_codes, n_cells = self._network.null_codes, request.n_cells
         known = {
@@ -292,13 +307,12 @@ class LatentDiffusion(ReconstructingModel):
         weights = np.stack([branch.weight * shares for branch in branches])
         weights = weights.astype(np.float32).reshape(-1, n_cells)
         if not null_codes:
-            return self._gates({}), np.zeros((1, n_cells), np.int32), weights
+            return {}, np.zeros((1, n_cells), np.int32), weights
         joined = {
             name: np.concatenate([side[name] for side in sides]) for name in null_codes
         }
         of_rows, rows = nested_conditions(branches, joined, null_codes)
-        codes = {name: tf.constant(of) for name, of in of_rows.items()}
-        return self._gates(codes), rows.reshape(-1, n_cells), weights
+        return of_rows, rows.reshape(-1, n_cells), weights
 
     def _pulls(self, request: GenerationRequest) -> dict[str, Rows]:
         """Return how strongly each category pulls each cell, by covariate.
