@@ -1,7 +1,7 @@
 """A cscGAN learns real cells: the whole path on the embedded data.
 
-Seeds 0, 1 and 2 reached, in the order of `GATES`, 0.766, 0.971 and 0.885 or more at
-library size 1,000, and 0.683, 0.932 and 0.817 or more at 20,000.
+Seeds 0, 1 and 2 reached, in the order of `GATES`, 0.707, 0.975 and 0.897 or more at
+library size 1,000, and 0.673, 0.940 and 0.830 or more at 20,000.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow
 GATES = {
     1000: {
         "label_agreement": 0.65,
-        "PCC": 0.95,
+        "correlation_of_means": 0.95,
         "correlation_of_correlations": 0.8,
     },
     20000: {
         "label_agreement": 0.6,
-        "PCC": 0.9,
+        "correlation_of_means": 0.9,
         "correlation_of_correlations": 0.75,
     },
 }
@@ -75,14 +75,14 @@ def scores(experiment: Experiment) -> dict[str, float]:
     commands.process(experiment)
     commands.train(experiment)
     commands.generate(experiment)
-    reached = values(evaluate(experiment))
-    return reached | {"correlation_of_correlations": top_correlations(experiment)}
+    return values(evaluate(experiment)) | correlations(experiment)
 
 
-def top_correlations(experiment: Experiment) -> float:
-    """Return Pearson between the gene-gene correlations of held-out and made cells.
+def correlations(experiment: Experiment) -> dict[str, float]:
+    """Return Pearson between held-out and made cells, in log expression at their scale.
 
-    Of the 100 genes whose log expression varies most in training cells.
+    Between the means of genes, and between the gene-gene correlations of the 100 genes
+    that vary most in training cells.
     """
     real = anndata.read_h5ad(experiment.processed_file)
     made = anndata.read_h5ad(experiment.generated_file)
@@ -97,10 +97,18 @@ def top_correlations(experiment: Experiment) -> float:
     )
     top = np.argsort(-training.var(axis=0))[:100]
     pairs = np.triu_indices(100, k=1)
-    correlations = [
-        np.corrcoef(cells[:, top].T)[pairs] for cells in (held_out, generated)
-    ]
-    return float(np.corrcoef(*correlations)[0, 1])
+    both = held_out, generated
+    return {
+        "correlation_of_means": pearson(*(cells.mean(axis=0) for cells in both)),
+        "correlation_of_correlations": pearson(
+            *(np.corrcoef(cells[:, top].T)[pairs] for cells in both)
+        ),
+    }
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the correlation of two vectors."""
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def values(document: dict[str, Any]) -> dict[str, float]:
