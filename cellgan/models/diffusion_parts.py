@@ -37,8 +37,6 @@ class DiffusionParts:
     schedule: NoiseSchedule
     classifiers: NoisyClassifiers | None
     jit: bool
-    jit_parts: bool
-    """Whether what is small is compiled, on every device."""
 
     @classmethod
     def of(
@@ -79,7 +77,6 @@ class DiffusionParts:
             NoiseSchedule.of(betas),
             classifiers,
             resolve_jit(jit),
-            jit is not False,
         )
 
     def make_denoiser(self) -> Denoiser:

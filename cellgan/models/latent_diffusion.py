@@ -15,6 +15,7 @@ using diffusion model. https://arxiv.org/abs/2401.03968
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
@@ -61,7 +62,7 @@ from cellgan.sampling import (
     add_noise,
     even_full_steps,
     nested_branches,
-    nested_conditions,
+    nested_codes,
     spaced_steps,
     uneven_full_steps,
 )
@@ -163,19 +164,19 @@ class LatentDiffusion(ReconstructingModel):
         settings = request.solver or self._solver
         first = self._first_position(request, settings)
         sample = self._sampler(settings, first)
-        codes, rows, weights = self._conditions(request)
+        codes, weights = self._conditions(request)
         pulls = self._pulls(request)
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces = []
         for block in blocks_of(request, self._block_size):
-            of_block, of_weights = (
-                np.stack([block.padded(of_branch) for of_branch in of_cells])
-                for of_cells in (rows, weights)
-            )
+            of_weights = by_branch(block, weights)
             seed = fold_in(root, tf.constant(block.number, tf.int64))
             start = self._start(request, block)
             of_pulls = {name: block.padded(of) for name, of in pulls.items()}
-            gates = self._gates_of_block(codes, of_block)
+            gates = self._gates_of_block(
+                {name: by_branch(block, of) for name, of in codes.items()},
+                of_weights.shape,
+            )
             latent = sample(start, gates, of_weights, of_pulls, seed)
             if not np.all(np.isfinite(latent)):
                 message = (
@@ -260,28 +261,25 @@ class LatentDiffusion(ReconstructingModel):
         return max(0, int(np.searchsorted(taken, wanted, side="right")) - 1)
 
     def _gates_of_block(
-        self, codes: Mapping[str, npt.NDArray[np.int32]], rows: npt.NDArray[np.int32]
+        self, codes: Mapping[str, npt.NDArray[np.int32]], shape: tuple[int, ...]
     ) -> tf.Tensor:
         """Return the gates of cells in each branch, ``(n_branches, n_cells, n_units)``.
 
         Each cell's are computed, equal or not, so that they are in its own row of a
         product of fixed size: a product of fewer rows is rounded differently.
         """
-        of_cells = {
-            name: tf.constant(of[rows].ravel(), tf.int32) for name, of in codes.items()
-        }
-        gates = self._gates(of_cells)
+        of_rows = {name: tf.constant(of.ravel()) for name, of in codes.items()}
+        gates = self._gates(of_rows)
         if not codes:
-            gates = tf.repeat(gates, rows.size, axis=0)
-        return tf.reshape(gates, (*rows.shape, -1))
+            gates = tf.repeat(gates, math.prod(shape), axis=0)
+        return tf.reshape(gates, (*shape, -1))
 
     def _conditions(
         self, request: GenerationRequest
-    ) -> tuple[dict[str, npt.NDArray[np.int32]], npt.NDArray[np.int32], Rows]:
-        """Return combinations of codes, and each cell's in each branch, and weights.
+    ) -> tuple[dict[str, npt.NDArray[np.int32]], Rows]:
+        """Return codes and weights of cells by branch, ``(n_branches, n_cells)``.
 
-        Combinations are those of all categories that are asked for, each once. Of mixed
-        categories, each has the branches of guidance, with its share.
+        Of mixed categories, each has the branches of guidance, with its share.
         """
         null_codes, n_cells = self._network.null_codes, request.n_cells
         known = {
@@ -306,13 +304,11 @@ class LatentDiffusion(ReconstructingModel):
             shares = np.stack([1 - mixture.shares, mixture.shares])
         weights = np.stack([branch.weight * shares for branch in branches])
         weights = weights.astype(np.float32).reshape(-1, n_cells)
-        if not null_codes:
-            return {}, np.zeros((1, n_cells), np.int32), weights
         joined = {
             name: np.concatenate([side[name] for side in sides]) for name in null_codes
         }
-        of_rows, rows = nested_conditions(branches, joined, null_codes)
-        return of_rows, rows.reshape(-1, n_cells), weights
+        codes = nested_codes(branches, joined, null_codes)
+        return {name: of.reshape(-1, n_cells) for name, of in codes.items()}, weights
 
     def _pulls(self, request: GenerationRequest) -> dict[str, Rows]:
         """Return how strongly each category pulls each cell, by covariate.
@@ -466,5 +462,10 @@ class LatentDiffusion(ReconstructingModel):
             classifiers=parts.classifiers,
             target_library_size=manifest.target_library_size,
             jit=parts.jit,
-            jit_parts=parts.jit_parts,
+            jit_parts=parameters.training.jit is not False,
         )
+
+
+def by_branch(block: Block, of_cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the part of a block of ``(n_branches, n_cells)``, padded to its size."""
+    return np.stack([block.padded(of_branch) for of_branch in of_cells])

@@ -17,7 +17,7 @@ from cellgan.sampling.guidance import (
     guidance_branches,
     guided_prediction,
     nested_branches,
-    nested_conditions,
+    nested_codes,
 )
 from cellgan.sampling.noise_schedules import (
     NoiseSchedule,
@@ -55,7 +55,7 @@ __all__ = [
     "guided_prediction",
     "linear_betas",
     "nested_branches",
-    "nested_conditions",
+    "nested_codes",
     "pair_noise",
     "solve",
     "spaced_steps",

@@ -119,12 +119,12 @@ def nested_branches(
     return tuple(branch for branch in branches if branch.weight)
 
 
-def nested_conditions(
+def nested_codes(
     branches: Sequence[NestedBranch],
     codes: Mapping[str, np.ndarray],
     null_codes: Mapping[str, int],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the different combinations of codes in all branches, each once.
+) -> dict[str, np.ndarray]:
+    """Return the codes that each branch shows, ``(n_branches, n_cells)`` int32.
 
     Parameters
     ----------
@@ -135,22 +135,15 @@ def nested_conditions(
         are not looked at.
     null_codes
         Null code of each covariate.
-
-    Returns
-    -------
-    The codes of each combination, ``(n_rows,)`` per covariate of `null_codes`, and the
-    row of each cell in each branch, ``(n_branches, n_cells)`` int32.
     """
-    n_cells = len(next(iter(codes.values()))) if codes else 0
-    shown = np.full((len(branches), n_cells, len(null_codes)), 0, np.int32)
-    for row, branch in enumerate(branches):
-        for column, (name, null) in enumerate(null_codes.items()):
-            is_shown = name in branch.covariates
-            shown[row, :, column] = codes[name] if is_shown else null
-    combinations = shown.reshape(-1, len(null_codes))
-    distinct, rows = np.unique(combinations, axis=0, return_inverse=True)
-    of_rows = dict(zip(null_codes, distinct.T, strict=True))
-    return of_rows, rows.reshape(len(branches), n_cells).astype(np.int32)
+    shows = {
+        name: np.array([[name in of.covariates] for of in branches])
+        for name in null_codes
+    }
+    return {
+        name: np.where(shows[name], codes[name], null).astype(np.int32)
+        for name, null in null_codes.items()
+    }
 
 
 def branch_codes(

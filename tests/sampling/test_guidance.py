@@ -12,7 +12,7 @@ from cellgan.sampling.guidance import (
     guidance_branches,
     guided_prediction,
     nested_branches,
-    nested_conditions,
+    nested_codes,
 )
 
 NULL = {"cell_type": 4, "site": 2}
@@ -179,15 +179,14 @@ def test_nested_covariate_that_is_null_in_all_cells_is_not_guided():
     ]
 
 
-def test_nested_conditions_name_every_combination_once():
+def test_nested_codes_are_null_but_for_those_of_a_branch():
     branches = nested_branches({"cell_type": 1.0, "site": 2.5}, CODES, NULL)
-    of_rows, rows = nested_conditions(branches, CODES, NULL)
-    combinations = list(zip(of_rows["cell_type"], of_rows["site"], strict=True))
-    assert len(set(combinations)) == len(combinations)
-    for branch, of_branch in zip(branches, rows, strict=True):
-        for name in NULL:
+    assert len({of.covariates for of in branches}) == len(branches) > 1
+    found = nested_codes(branches, CODES, NULL)
+    for name in NULL:
+        for branch, of_branch in zip(branches, found[name], strict=True):
             shown = CODES[name] if name in branch.covariates else np.full(4, NULL[name])
-            np.testing.assert_array_equal(of_rows[name][of_branch], shown)
+            np.testing.assert_array_equal(of_branch, shown)
 
 
 @pytest.mark.parametrize("dropping", ["independent", "joint"])
