@@ -10,10 +10,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # Two workers on two cores: TensorFlow, OpenBLAS and scikit-learn would otherwise start
-# two threads in each of them.
+# two threads in each of them. A file is one worker's, so that its fixtures are made once.
 ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1 \
     LOKY_MAX_CPU_COUNT=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help install demo test test-all bench lint
 .DELETE_ON_ERROR:

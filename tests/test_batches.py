@@ -107,7 +107,10 @@ def test_order_is_that_of_the_seed(records, source) -> None:
 
 
 @each_source
-@pytest.mark.parametrize("position", [1, 5, 6, 11, 40])
+@pytest.mark.parametrize(
+    "position",
+    [1, 6, *(pytest.param(of, marks=pytest.mark.slow) for of in (5, 11, 40))],
+)
 def test_batches_from_a_position_are_those_of_a_run_from_the_start(
     records, source, position
 ) -> None:
@@ -119,7 +122,7 @@ def test_batches_from_a_position_are_those_of_a_run_from_the_start(
 
 
 @each_source
-@pytest.mark.parametrize("position", [0, 4])
+@pytest.mark.parametrize("position", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_shards_share_the_batches_between_them(records, source, position) -> None:
     whole = draw(records, position + 9, source=source)[position:]
 
@@ -128,6 +131,7 @@ def test_shards_share_the_batches_between_them(records, source, position) -> Non
         assert_same_batches(draw(records, 3, source=source, **share), whole[shard::3])
 
 
+@pytest.mark.slow
 @each_source
 def test_two_workers_draw_the_cells_of_one(records, source) -> None:
     position = 3

@@ -58,9 +58,8 @@ def test_resume_is_exact_for_a_stage_with_dropout(tmp_path, stop):
     assert_same_variables(after, whole)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("scGAN", marks=pytest.mark.slow), "cscGAN"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scGAN", "cscGAN"])
 def test_resume_is_exact_for_the_gan(tmp_path, kind):
     whole, resumed = STAGES[kind](), STAGES[kind]()
     schedule = Schedule(8, 0, 0, 0, 4)

@@ -67,7 +67,9 @@ def test_next_due_is_the_first_later_step_with_an_action_or_the_last(freqs, max_
         assert schedule.next_due(step) == expected
 
 
-@pytest.mark.parametrize("steps_per_call", [3, 10])
+@pytest.mark.parametrize(
+    "steps_per_call", [3, pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_weights_do_not_depend_on_steps_per_call(tmp_path, steps_per_call):
     one, several = LinearStage(), LinearStage()
     train(tmp_path / "one", one, dataclasses.replace(QUIET, steps_per_call=1))
@@ -76,6 +78,7 @@ def test_weights_do_not_depend_on_steps_per_call(tmp_path, steps_per_call):
     assert_equal(several.weights(), one.weights())
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_summaries(tmp_path):
     quiet, talking = LinearStage(), LinearStage()
     train(tmp_path / "quiet", quiet, QUIET)
@@ -83,6 +86,7 @@ def test_weights_do_not_depend_on_summaries(tmp_path):
     assert_equal(talking.weights(), quiet.weights())
 
 
+@pytest.mark.slow
 def test_every_step_gets_the_batches_at_its_position(tmp_path):
     schedule = dataclasses.replace(QUIET, summary_freq=1, max_steps=4)
     train(tmp_path, LinearStage(), schedule)
@@ -127,7 +131,9 @@ def test_a_finished_stage_is_skipped_with_a_line_in_the_log(tmp_path, caplog):
     assert stage.traces["train_step"] == 0
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 4, 100])
+@pytest.mark.parametrize(
+    "steps_per_call", [1, pytest.param(4, marks=pytest.mark.slow), 100]
+)
 def test_a_nan_inside_a_call_stops_at_its_step_and_keeps_the_checkpoint(
     tmp_path, steps_per_call
 ):
@@ -185,7 +191,9 @@ def test_a_resumed_run_begins_with_the_validation_it_has_missed(
 
 
 @pytest.mark.parametrize(
-    ("frequency", "expected"), [(6, [14]), (0, [])], ids=["due", "switched off"]
+    ("frequency", "expected"),
+    [pytest.param(6, [14], marks=pytest.mark.slow), (0, [])],
+    ids=["due", "switched off"],
 )
 def test_a_finished_stage_makes_up_for_its_last_validation(
     tmp_path, frequency, expected

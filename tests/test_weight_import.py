@@ -749,9 +749,9 @@ class OriginalFlow(torch.nn.Module):
 @pytest.mark.parametrize(
     ("order", "joint"),
     [
-        (("rna", "atac"), True),
+        pytest.param(("rna", "atac"), True, marks=pytest.mark.slow),
         (("atac", "rna"), True),
-        (("rna", "atac"), False),
+        pytest.param(("rna", "atac"), False, marks=pytest.mark.slow),
         (("atac", "rna"), False),
     ],
 )

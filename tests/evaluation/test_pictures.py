@@ -321,6 +321,7 @@ def test_exact_copies_alone_are_drawn():
     assert "5 are at no distance at all" in cell_pictures.distance_picture(zeros).alt
 
 
+@pytest.mark.slow
 def test_labels_and_genes_are_shown_as_they_are_when_they_have_dollar_signs(
     pair, figures
 ):
@@ -344,6 +345,7 @@ def test_labels_and_genes_are_shown_as_they_are_when_they_have_dollar_signs(
     assert not any(text.get_parse_math() for text in with_dollars)
 
 
+@pytest.mark.slow
 def test_pictures_of_two_modalities_say_which_they_show(pair):
     drawn = draw_pictures(pair, peaks=pair, modality="rna")
     assert [of.name for of in drawn[-2:]] == ["atac_map", "atac_open_shares"]

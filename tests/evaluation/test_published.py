@@ -166,6 +166,7 @@ def test_scdiffusion_s_neighbours_are_the_original_s(scdiffusion, two_sides, for
     assert auc == pytest.approx(float(scdiffusion["out/metrics/knn5_auc"]))
 
 
+@pytest.mark.slow
 def test_scdiffusion_s_forest_is_the_original_s_but_for_the_version(
     scdiffusion, two_sides
 ):

@@ -156,7 +156,7 @@ def test_gradient_of_a_genes_dispersion_is_the_sum_over_cells():
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("rows", [(), (6,)])
+@pytest.mark.parametrize("rows", [pytest.param((), marks=pytest.mark.slow), (6,)])
 def test_loss_of_softmax_means_is_that_of_the_log_probabilities(jit, rows):
     rng = np.random.default_rng(3)
     mean = rng.lognormal(0, 3, (6, 9))
@@ -270,6 +270,7 @@ def test_log_prob_compiled_with_xla_equals_the_eager_one(distribution):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "inverse_dispersion"),
     [(0.01, 0.5), (0.3, 1e-2), (3.0, 2.0), (40.0, 0.5), (300.0, 1e5)],
@@ -286,7 +287,10 @@ def test_draws_have_the_moments_and_zeros_of_the_theory(mean, inverse_dispersion
     assert abs((values == 0).mean() - zero) <= 5 * error
 
 
-@pytest.mark.parametrize(("mean", "inverse_dispersion"), [(0.5, 0.3), (6.0, 2.0)])
+@pytest.mark.parametrize(
+    ("mean", "inverse_dispersion"),
+    [pytest.param(0.5, 0.3, marks=pytest.mark.slow), (6.0, 2.0)],
+)
 def test_draws_pass_a_chi_square_test(mean, inverse_dispersion):
     distribution, values = (
         nbinom(mean, inverse_dispersion),

@@ -120,10 +120,12 @@ def losses() -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_loss_decreases_in_training(losses):
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 def test_latents_explain_more_than_one_distribution_per_gene(losses):
     # 3 separable clusters: knowing them is worth far more than 1 nat per cell
     assert losses[-1] < loss_without_latents(synthetic_batch()) - 1

@@ -100,7 +100,7 @@ def test_losses_and_gradient_with_the_targets_that_the_original_draws(stage, ref
     )
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_of_heads(reference, jit):
     stage = reference.stage(jit=jit)
     _, gradients = stage._gradients(
@@ -137,7 +137,11 @@ def test_logits_losses_and_gradients_of_the_classifier(stage, reference, terms):
 
 @pytest.mark.parametrize(
     ("jit", "n_at_once"),
-    [(False, 100), (False, 2), pytest.param(True, 100, marks=pytest.mark.slow)],
+    [
+        (False, 2),
+        pytest.param(False, 100, marks=pytest.mark.slow),
+        pytest.param(True, 100, marks=pytest.mark.slow),
+    ],
 )
 def test_two_updates(reference, monkeypatch, jit, n_at_once):
     stage = reference.stage(jit=jit)

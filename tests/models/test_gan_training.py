@@ -96,6 +96,7 @@ def test_the_state_of_the_stage_holds_no_learning_rate(decay):
     assert [path for path in paths if "learning_rate" in path] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [True, False])
 def test_a_stage_started_from_another_experiment_has_its_own_learning_rate(
     tmp_path, decay
@@ -293,6 +294,7 @@ def test_a_step_with_a_batch_of_one_cell_is_that_of_an_empty_cell(model_type):
     assert all(np.all(np.isfinite(value)) for value in weights.values())
 
 
+@pytest.mark.slow
 def test_cscgan_with_a_single_label_is_scgan():
     stages = [make_stage(kind, trained=(12,)) for kind in ("cscGAN", "scGAN")]
     found, expected = (
@@ -320,6 +322,7 @@ def test_generators_without_batch_statistics_train(normalization):
     assert changed(after, before) == set(before)
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_traced_once():
     stage = make_stage()
     step = tf.function(stage.train_step)
@@ -353,6 +356,7 @@ def test_xla_and_graph_make_the_same_step(model_type):
         np.testing.assert_allclose(found[path], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_weights_in_float32_and_losses_near_those_of_float32():
     stages = [
         make_stage(training={"precision": precision})

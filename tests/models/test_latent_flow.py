@@ -100,7 +100,15 @@ def test_cells_are_equal_bit_for_bit_however_a_request_is_cut(model, whole, cuts
     assert_equal(joined, whole)
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "euler",
+        "midpoint",
+        pytest.param("heun", marks=pytest.mark.slow),
+        pytest.param("rk4", marks=pytest.mark.slow),
+    ],
+)
 def test_solvers_of_fixed_steps_give_a_cell_alone_the_same_latent(model, solver):
     settings_ = SolverSettings(solver, 2)
     together = generate(model, solver=settings_)
@@ -131,6 +139,7 @@ def test_a_cell_depends_on_its_own_library_size_alone(model, whole):
     assert differing_rows(found, whole) == {"rna": [9], LATENT: [9]}
 
 
+@pytest.mark.slow
 def test_latents_know_no_library_size_unless_it_is_embedded():
     plain = randomized(make_model())
     first, second = generate(plain), generate(plain, library_sizes={"rna": SIZES * 2})
@@ -223,7 +232,13 @@ def noise_of(model: LatentFlow) -> tf.Tensor:
 
 
 @pytest.mark.parametrize(
-    "scales", [{"cluster": 1.0}, {"cluster": 1.0, "donor": 1.0}, {"donor": 2.5}, {}]
+    "scales",
+    [
+        pytest.param({"cluster": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"cluster": 1.0, "donor": 1.0}, marks=pytest.mark.slow),
+        {"donor": 2.5},
+        {},
+    ],
 )
 def test_guidance_adds_up_what_each_covariate_changes(model, scales):
     guidance = {"cluster": 0.0, "donor": 0.0, **scales}
@@ -231,12 +246,14 @@ def test_guidance_adds_up_what_each_covariate_changes(model, scales):
     np.testing.assert_allclose(found, latents_by_hand(model, scales), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_without_library_sizes_is_the_same_sum():
     plain, scales = randomized(make_model()), {"cluster": 2.0, "donor": 0.5}
     found = generate(plain, guidance=scales, solver=EULER)[LATENT]
     np.testing.assert_allclose(found, latents_by_hand(plain, scales), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_library_size", [True, False])
 def test_covariates_that_the_model_does_not_know_have_no_part(use_library_size):
     flow = {"condition_on": ["donor"], "use_library_size": use_library_size}
@@ -245,6 +262,7 @@ def test_covariates_that_the_model_does_not_know_have_no_part(use_library_size):
     assert_equal(generate(of_donors, guidance={}), expected)
 
 
+@pytest.mark.slow
 def test_noise_is_standard_normal(model):
     n_cells = 640
     still = randomized(make_model())
@@ -287,6 +305,7 @@ def test_covariates_have_a_scale_of_one_unless_named(model):
     )
 
 
+@pytest.mark.slow
 def test_unconditional_model_takes_covariates_and_ignores_them():
     unconditional = randomized(make_model(flow={"condition_on": []}))
     _, stage = stages_of(unconditional)
@@ -311,6 +330,7 @@ def test_latents_that_are_not_finite_are_an_error():
 # Counts
 
 
+@pytest.mark.slow
 def test_totals_are_the_library_sizes_on_average():
     n_cells = 600
     sizes = np.tile(np.float32([40, 300]), n_cells // 2)
@@ -327,6 +347,7 @@ def test_totals_are_the_library_sizes_on_average():
         assert error < 0.08 * size
 
 
+@pytest.mark.slow
 def test_dispersion_by_label_is_that_of_the_requested_label():
     by_label = randomized(
         make_model(
@@ -366,7 +387,7 @@ def test_dispersion_by_label_is_that_of_the_requested_label():
     ("joint", "binary"),
     [
         (True, True),
-        (False, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
         pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, True, marks=pytest.mark.slow),
     ],
@@ -459,6 +480,7 @@ def test_prepared_latents_are_those_of_the_cells_standardized():
     )
 
 
+@pytest.mark.slow
 def test_prepare_is_a_function_of_the_cells_alone():
     fresh, used = (stages_of(make_model())[1] for _ in range(2))
     used.prepare(lambda: [make_batch(20, seed=1)])
@@ -491,6 +513,7 @@ def latent_batch(n_cells: int = 20, seed: int = 0) -> CellBatch:
     return cells._replace(features={LATENT: tf.constant(latents, tf.float32)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flow",
     [{}, {"use_library_size": True}, {"normalization": "batchnorm", "dropout": 0.2}],
@@ -639,6 +662,7 @@ def there_and_back(model: LatentFlow):
     return rows, model.latents(cells.features), move
 
 
+@pytest.mark.slow
 def test_same_covariates_give_a_cell_its_latent_back(there_and_back):
     _, latents, move = there_and_back
     np.testing.assert_allclose(move()[LATENT], latents, atol=1e-2)

@@ -71,6 +71,7 @@ def test_solvers_reach_the_closed_form(solver, velocity, expected):
     assert solution.is_finite
 
 
+@pytest.mark.slow
 def test_adaptive_solver_works_harder_for_a_lower_tolerance():
     loose, tight = (
         solve(rotation, START, solver="dopri5", rtol=tolerance, atol=tolerance)
