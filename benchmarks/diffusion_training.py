@@ -220,11 +220,11 @@ if torch is not None:
                 loss.backward()
                 optimizer.step()
 
-        def run_watched() -> None:
+        def run_as_asked() -> None:
             with torch.autograd.set_detect_anomaly(is_watched):
                 run()
 
-        return run_watched
+        return run_as_asked
 
     def denoiser_steps(latents: np.ndarray, codes: np.ndarray, n_steps: int) -> Task:
         """Return steps of the original's denoiser, with its moving average."""

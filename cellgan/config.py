@@ -314,7 +314,8 @@ class TrainingParameters:
     """Arithmetic of the networks; weights and losses stay float32."""
     jit: bool | Literal["auto"] = "auto"
     """Compile with XLA: ``"auto"`` does everything on a GPU and, on a CPU, what gains
-    by it (likelihoods, and the small network of a flow); false compiles nothing."""
+    by it (likelihoods, updates that go number by number, what stands between products
+    in sampling a diffusion, the small network of a flow); false compiles nothing."""
     steps_per_call: Positive = 10
     """Most steps run by one call of the compiled step; no effect on results."""
     data_source: Literal["auto", "memory", "disk"] = "auto"

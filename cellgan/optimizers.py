@@ -335,7 +335,8 @@ class WeightAverage:
         Keep a share of ``(1 + k) / (10 + k)`` in update `k`, while it is smaller: a
         short run is then not an average with the initial weights.
     jit
-        Make one pass over memory in place of three, with XLA.
+        Make one pass over memory in place of three, with XLA; not where there are
+        replicas, which update no variable inside a function of its own.
     """
 
     def __init__(
@@ -359,8 +360,7 @@ class WeightAverage:
             )
             for index, weight in enumerate(weights)
         ]
-        # Replicas take no update inside a function of its own.
-        self._step: Callable[[tf.Tensor], None] = (
+        self._compiled: Callable[[tf.Tensor], None] = (
             tf.function(self._approach, jit_compile=True, autograph=False)
             if jit
             else self._approach
@@ -378,7 +378,10 @@ class WeightAverage:
         if self._has_warm_up:
             step = tf.cast(step, tf.float32)
             rate = tf.minimum(rate, (1 + step) / (10 + step))
-        self._step(rate)
+        if tf.distribute.has_strategy():
+            self._approach(rate)
+        else:
+            self._compiled(rate)
 
     def _approach(self, rate: tf.Tensor) -> None:
         for average, weight in zip(self.variables, self._weights, strict=True):

@@ -172,14 +172,14 @@ def test_parameters_give_adamw_its_decay():
 
 
 @pytest.mark.parametrize(
-    ("clip_norm", "moved"), [(None, (3, 4)), (1.0, (0.6, 0.8)), (9.0, (3, 4))]
+    ("clip_norm", "moved", "norms"),
+    [(None, (3, 4), []), (1.0, (0.6, 0.8), [5]), (9.0, (3, 4), [5])],
 )
-def test_all_gradients_are_clipped_together_by_their_norm(clip_norm, moved):
+def test_all_gradients_are_clipped_together_by_their_norm(clip_norm, moved, norms):
     weights = [keras.Variable([0.0]), keras.Variable([0.0])]
     gradients = [tf.constant([3.0]), tf.constant([4.0])]
     optimizer = keras.optimizers.SGD(1.0)
     update = update_weights(optimizer, weights, gradients, clip_norm=clip_norm)
-    norms = [] if clip_norm is None else [5]
     assert [of for name, of in update.items() if name != "learning_rate"] == norms
     found = [-float(weight[0]) for weight in weights]
     assert found == pytest.approx(moved)
@@ -267,6 +267,16 @@ def test_average_is_the_weighted_sum_of_weights_so_far(has_warm_up, rates, jit):
         average.update(tf.constant(step))
         expected = rate * expected + (1 - rate) * np.array([step + 1.0, 0.0])
     np.testing.assert_allclose(average.variables[0], expected, rtol=1e-6)
+
+
+def test_average_follows_weights_under_a_strategy():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        weight = keras.Variable([4.0])
+        average = WeightAverage([weight], 0.5, has_warm_up=False, jit=True)
+        weight.assign([8.0])
+    strategy.run(tf.function(average.update), (tf.constant(0),))
+    assert float(average.variables[0][0]) == 6.0
 
 
 def test_average_is_a_state_of_its_own():

@@ -100,7 +100,17 @@ def normalized(
     offset: tf.Tensor,
     epsilon: float = NORMALIZATION_EPSILON,
 ) -> tf.Tensor:
-    """Standardise ``(n_cells, n_units)`` by statistics, then scale and shift."""
+    """Standardise by statistics, then scale and shift.
+
+    Parameters
+    ----------
+    inputs
+        ``(..., n_units)``.
+    mean, variance, scale, offset
+        Of units or of rows: of any shape that goes with that of `inputs`.
+    epsilon
+        Added to the variance.
+    """
     return (inputs - mean) * tf.math.rsqrt(variance + epsilon) * scale + offset
 
 

@@ -391,6 +391,15 @@ def resolve_jit(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     return jit
 
 
+def resolve_jit_of_parts(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
+    """Return whether to compile what goes number by number; ``"auto"`` does anywhere.
+
+    Such are likelihoods, updates, and what stands between products: XLA makes one pass
+    over memory of many, on a CPU too.
+    """
+    return jit is not False
+
+
 def resolve_jit_of_small(jit: bool | Literal["auto"]) -> bool:  # noqa: FBT001
     """Return whether to compile a small network; ``"auto"`` does on a CPU too.
 

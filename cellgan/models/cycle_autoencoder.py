@@ -36,6 +36,7 @@ from cellgan.models.base import (
     TrainingStage,
     blocks_of,
     resolve_jit,
+    resolve_jit_of_parts,
     sparse_rows,
 )
 from cellgan.models.cycle_networks import (
@@ -290,7 +291,7 @@ class CycleAutoencoder(AdditiveModel):
                     training,
                     base_weight_decay=model.base_weight_decay,
                     clip_norm=training.clip_norm,
-                    jit=training.jit is not False,  # one pass: also on a CPU
+                    jit=resolve_jit_of_parts(training.jit),
                 ),
                 make_optimizer(without_decay),
                 fields,

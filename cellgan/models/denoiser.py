@@ -35,19 +35,55 @@ class Modulation(NamedTuple):
     """What is done to the units of every layer in one step."""
 
     shifts: Sequence[tf.Tensor]
-    """By layer, ``(1, n_cells, width)``."""
+    """By layer, ``(1, n_cells, width)``, or a row that cells share."""
     gates: Sequence[tf.Tensor | None]
-    """By layer, ``(n_branches, n_cells, width)``; None without covariates."""
+    """By layer, ``(n_branches, n_cells, width)``, or rows that cells share; None
+    without covariates."""
     activate: Activate
     """`normalized_silu`, or the same compiled."""
+
+
+def _mean_of_rows(units: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(units, axis=-1, keepdims=True)
+
+
+def normalized_silu(
+    units: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    gates: tf.Tensor | None = None,
+    shifts: tf.Tensor | None = None,
+    added: tf.Tensor | None = None,
+    *,
+    mean_of: Callable[[tf.Tensor], tf.Tensor] = _mean_of_rows,
+) -> tf.Tensor:
+    """Return ``silu(layer_norm(units * gates + shifts)) + added``.
+
+    Parameters
+    ----------
+    units
+        ``(n_branches, n_cells, width)``.
+    scale, offset
+        Of the normalisation, ``(width,)``.
+    gates, shifts, added
+        Of the same shape as `units`, or rows that cells share; None for none.
+    mean_of
+        ``(n_branches, n_cells, width) -> (n_branches, n_cells, 1)``.
+    """
+    units = units if gates is None else units * gates
+    units = units if shifts is None else units + shifts
+    mean = mean_of(units)
+    variance = mean_of(tf.square(units - mean))
+    activated = tf.nn.silu(normalized(units, mean, variance, scale, offset))
+    return activated if added is None else activated + added
 
 
 class Denoiser(SizedLayer):
     """Layers down to the last width and up again, with a connection at each width.
 
     Every layer is gated by a projection of the labels (a factor) and shifted by a
-    projection of the step; both are the same for all cells of a label or step, and are
-    computed by `gates` and `shifts` once for each of them.
+    projection of the step; both are the same for all cells of a label or step, so that
+    `gates` and `shifts` need compute them only once for each.
 
     Parameters
     ----------
@@ -274,7 +310,7 @@ class Denoiser(SizedLayer):
         weights: tf.Tensor,
         branch: int = 0,
         *,
-        activate: Activate | None = None,
+        activate: Activate = normalized_silu,
     ) -> Denoised:
         """Return the weighted sum of the noise under several gates, and a feature.
 
@@ -317,7 +353,7 @@ class Denoiser(SizedLayer):
         weights: tf.Tensor,
         branch: int,
         *,
-        activate: Activate | None = None,
+        activate: Activate = normalized_silu,
     ) -> tf.Tensor:
         """Return the same of `denoise`, with the inner layers as in an earlier step.
 
@@ -344,13 +380,13 @@ class Denoiser(SizedLayer):
         self,
         shifts: tf.Tensor,
         gates: Sequence[tf.Tensor],
-        activate: Activate | None,
+        activate: Activate,
     ) -> Modulation:
         n_layers = len(self._widths)
         return Modulation(
             [shift[None] for shift in self.by_layer(shifts)],
             [None] * n_layers if self.label_projection is None else gates,
-            activate or normalized_silu,
+            activate,
         )
 
     def _way_down(
@@ -396,44 +432,8 @@ class Denoiser(SizedLayer):
         return self.output_layer(tf.reduce_sum(weights[:, :, None] * units, axis=0))
 
 
-def normalized_silu(
-    units: tf.Tensor,
-    scale: tf.Tensor,
-    offset: tf.Tensor,
-    gates: tf.Tensor | None = None,
-    shifts: tf.Tensor | None = None,
-    added: tf.Tensor | None = None,
-    *,
-    mean_of: Callable[[tf.Tensor], tf.Tensor] | None = None,
-) -> tf.Tensor:
-    """Return ``silu(layer_norm(units * gates + shifts)) + added``.
-
-    Parameters
-    ----------
-    units
-        ``(n_branches, n_cells, width)``.
-    scale, offset
-        Of the normalisation, ``(width,)``.
-    gates, shifts, added
-        Of the same shape as `units`, or rows that cells share; None for none.
-    mean_of
-        ``(n_branches, n_cells, width) -> (n_branches, n_cells, 1)``.
-    """
-    mean_of = mean_of or _mean_of_rows
-    units = units if gates is None else units * gates
-    units = units if shifts is None else units + shifts
-    mean = mean_of(units)
-    variance = mean_of(tf.square(units - mean))
-    activated = tf.nn.silu(normalized(units, mean, variance, scale, offset))
-    return activated if added is None else activated + added
-
-
-def _mean_of_rows(units: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(units, axis=-1, keepdims=True)
-
-
 def _mean_by_product(units: tf.Tensor) -> tf.Tensor:
-    """Return the same; XLA does not vectorise a sum over rows on a CPU."""
+    """Return the same, where XLA does not vectorise a sum over rows: on a CPU."""
     width = units.shape[-1]
     ones = tf.fill((width, 1), tf.constant(1 / width, units.dtype))
     means = tf.matmul(tf.reshape(units, (-1, width)), ones)
@@ -447,8 +447,11 @@ def _compiled_silu() -> Activate:
     XLA makes it three passes over memory in place of twelve, which take half as long as
     the products between them. With its gradient it is no faster than without XLA.
     """
+    on_gpu = tf.config.list_physical_devices("GPU")
     compiled: Activate = tf.function(
-        functools.partial(normalized_silu, mean_of=_mean_by_product),
+        functools.partial(
+            normalized_silu, mean_of=_mean_of_rows if on_gpu else _mean_by_product
+        ),
         jit_compile=True,
         autograph=False,
     )

@@ -13,7 +13,7 @@ from cellgan.config import ExperimentParameters
 from cellgan.manifest import RNA, DatasetManifest
 from cellgan.model_configs import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.models.autoencoder import AutoencoderStage
-from cellgan.models.base import TrainingStage, resolve_jit, resolve_jit_of_small
+from cellgan.models.base import TrainingStage, resolve_jit, resolve_jit_of_parts
 from cellgan.models.classifier_training import ClassifierStage
 from cellgan.models.count_networks import CountAutoencoder, Modality
 from cellgan.models.denoiser import Denoiser
@@ -48,7 +48,7 @@ class DiffusionParts:
         autoencoder = build_latent_autoencoder(
             config.autoencoder,
             len(manifest.features[RNA]),
-            jit=jit is not False,
+            jit=resolve_jit_of_parts(jit),
             **options,
         )
         classifiers = None
@@ -129,7 +129,7 @@ class DiffusionParts:
                 network.variables,
                 diffusion.average_rate,
                 has_warm_up=not self.config.reference_behaviour,
-                jit=resolve_jit_of_small(self.parameters.training.jit),
+                jit=resolve_jit_of_parts(self.parameters.training.jit),
             ),
             schedule=self.schedule,
             recipe=DiffusionRecipe(

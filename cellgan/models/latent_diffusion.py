@@ -15,7 +15,6 @@ using diffusion model. https://arxiv.org/abs/2401.03968
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
@@ -40,6 +39,7 @@ from cellgan.models.base import (
     SolverSettings,
     TrainingStage,
     blocks_of,
+    resolve_jit_of_parts,
 )
 from cellgan.models.classifier_training import ClassifierStage
 from cellgan.models.count_networks import CountAutoencoder
@@ -169,14 +169,12 @@ class LatentDiffusion(ReconstructingModel):
         root = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
         pieces = []
         for block in blocks_of(request, self._block_size):
-            of_weights = by_branch(block, weights)
+            of_weights = _by_branch(block, weights)
             seed = fold_in(root, tf.constant(block.number, tf.int64))
             start = self._start(request, block)
             of_pulls = {name: block.padded(of) for name, of in pulls.items()}
-            gates = self._gates_of_block(
-                {name: by_branch(block, of) for name, of in codes.items()},
-                of_weights.shape,
-            )
+            of_codes = {name: _by_branch(block, of) for name, of in codes.items()}
+            gates = self._gates_of_block(of_codes)
             latent = sample(start, gates, of_weights, of_pulls, seed)
             if not np.all(np.isfinite(latent)):
                 message = (
@@ -260,18 +258,16 @@ class LatentDiffusion(ReconstructingModel):
         taken = self.sampler(settings)[0].schedule.original_steps
         return max(0, int(np.searchsorted(taken, wanted, side="right")) - 1)
 
-    def _gates_of_block(
-        self, codes: Mapping[str, npt.NDArray[np.int32]], shape: tuple[int, ...]
-    ) -> tf.Tensor:
+    def _gates_of_block(self, codes: Mapping[str, npt.NDArray[np.int32]]) -> tf.Tensor:
         """Return the gates of cells in each branch, ``(n_branches, n_cells, n_units)``.
 
-        Each cell's are computed, equal or not, so that they are in its own row of a
-        product of fixed size: a product of fewer rows is rounded differently.
+        Without covariates it is a single row of ones, which no layer looks at. Each
+        cell's are computed, equal or not, so that they are in its own row of a product
+        of fixed size: a product of fewer rows is rounded differently.
         """
         of_rows = {name: tf.constant(of.ravel()) for name, of in codes.items()}
         gates = self._gates(of_rows)
-        if not codes:
-            gates = tf.repeat(gates, math.prod(shape), axis=0)
+        shape = next((of.shape for of in codes.values()), (1, 1))
         return tf.reshape(gates, (*shape, -1))
 
     def _conditions(
@@ -462,10 +458,10 @@ class LatentDiffusion(ReconstructingModel):
             classifiers=parts.classifiers,
             target_library_size=manifest.target_library_size,
             jit=parts.jit,
-            jit_parts=parameters.training.jit is not False,
+            jit_parts=resolve_jit_of_parts(parameters.training.jit),
         )
 
 
-def by_branch(block: Block, of_cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _by_branch(block: Block, of_cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the part of a block of ``(n_branches, n_cells)``, padded to its size."""
     return np.stack([block.padded(of_branch) for of_branch in of_cells])

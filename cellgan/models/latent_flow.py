@@ -39,6 +39,7 @@ from cellgan.models.base import (
     TrainingStage,
     blocks_of,
     resolve_jit,
+    resolve_jit_of_parts,
     resolve_jit_of_small,
     weight_histograms,
 )
@@ -494,7 +495,7 @@ class LatentFlow(ReconstructingModel):
             model.autoencoder,
             manifest,
             seed=seed,
-            jit=training.jit is not False,
+            jit=resolve_jit_of_parts(training.jit),
             dtype=dtype,
         )
         network = VelocityNet(
@@ -554,7 +555,7 @@ class LatentFlow(ReconstructingModel):
             network,
             make_stages,
             label=label,
-            jit=training.jit is not False,
+            jit=resolve_jit_of_parts(training.jit),
         )
 
 

@@ -35,6 +35,7 @@ from cellgan.models.base import (
     Reconstruction,
     TrainingStage,
     blocks_of,
+    resolve_jit_of_parts,
     resolve_jit_of_small,
 )
 from cellgan.models.latents import (
@@ -388,7 +389,7 @@ class LinearVae(ReconstructingModel):
             loss,
             make_stage,
             is_logistic=model.latent_distribution == "logistic_normal",
-            jit=training.jit is not False,
+            jit=resolve_jit_of_parts(training.jit),
         )
 
 
