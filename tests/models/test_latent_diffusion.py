@@ -275,10 +275,10 @@ def test_unconditional_model_takes_covariates_and_ignores_them():
 
 def test_a_plainly_conditional_request_runs_single_rows(model, monkeypatch):
     seen = []
-    gates = LatentDiffusion._conditions
+    conditions = LatentDiffusion._conditions
 
     def recorded(self, request):
-        found = gates(self, request)
+        found = conditions(self, request)
         seen.append(len(found[1]))
         return found
 
