@@ -22,17 +22,17 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
-from preprocessing.readers import open_raw_file, read_matrix
+from preprocessing.readers.open import open_raw_file, read_matrix
 
 load_tensorflow()
 
 from cellgan import commands
-from cellgan.correction import AFTER, BEFORE, correct
-from cellgan.evaluation.integration import integration
+from cellgan.evaluation.metrics.integration import integration
 from cellgan.models.base import SolverSettings
+from cellgan.studies.correction import AFTER, BEFORE, correct
 
 EMBEDDED = "builtin:pbmc68k_reduced"
 CLUSTERS = "cluster_within_batch"

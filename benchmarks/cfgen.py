@@ -43,20 +43,20 @@ import scipy.sparse as sp
 import tensorflow as tf
 from turns import Cost, Task, time_in_turn
 
-from cellgan.batches import (
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import (
     CellBatch,
     evaluation_batches,
     prepared_batches,
     training_batches,
 )
-from cellgan.config import parse_experiment
-from cellgan.generation import piece_size
-from cellgan.manifest import RNA, CovariateVocabulary, DatasetManifest
+from cellgan.data.manifest import RNA, CovariateVocabulary, DatasetManifest
+from cellgan.generation.trained_model import piece_size
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings
-from cellgan.models.latent_flow import LatentFlow
-from cellgan.models.latents import LATENT
-from cellgan.training import CompiledSteps
+from cellgan.models.cfgen.model import LatentFlow
+from cellgan.models.latent.stage import LATENT
+from cellgan.training.loop import CompiledSteps
 from preprocessing.write_tfrecords import write_tfrecords
 
 try:

@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 
-from cellgan.composition import Study
-from cellgan.config import parse_study
-from preprocessing.process_composition import process_composition
+from cellgan.composition.plan import Study
+from cellgan.config.parameters import parse_study
+from preprocessing.composition.corpora import process_composition
 
 FACTORS = (1, 2, 4)
 ROWS_AT_ONCE = 1000

@@ -35,12 +35,12 @@ import numpy as np
 import tensorflow as tf
 from turns import Cost, Task, time_in_turn
 
-from cellgan.batches import CellBatch
-from cellgan.config import parse_experiment
-from cellgan.manifest import RNA, CovariateVocabulary, DatasetManifest
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import CellBatch
+from cellgan.data.manifest import RNA, CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model
-from cellgan.models.cycle_training import CycleStage
-from cellgan.training import CompiledSteps
+from cellgan.models.cycle.training import CycleStage
+from cellgan.training.loop import CompiledSteps
 
 try:
     import torch

@@ -44,17 +44,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from turns import Task, time_in_turn
 
-from cellgan.config import parse_experiment
-from cellgan.evaluation.cells import compare_experiment
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
+from cellgan.evaluation.comparison.sides import compare_experiment
 from cellgan.experiment import Experiment
-from cellgan.generation import TrainedModel
-from cellgan.guidance_sweep import measures
-from cellgan.manifest import CovariateVocabulary, DatasetManifest
+from cellgan.generation.allotment import assign_covariates, draw_library_sizes
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings
-from cellgan.models.denoiser import PAPER_WIDTHS, Denoiser
-from cellgan.models.latent_diffusion import LatentDiffusion
-from cellgan.wanted_cells import assign_covariates, draw_library_sizes
+from cellgan.models.cfdiffusion.model import LatentDiffusion
+from cellgan.models.cfdiffusion.networks import PAPER_WIDTHS, Denoiser
+from cellgan.studies.guidance_sweep import measures
 
 try:
     import torch

@@ -40,16 +40,16 @@ import tensorflow as tf
 from diffusion_sampling import N_LABELS, N_LATENT, torch
 from turns import Task, time_in_turn
 
-from cellgan.batches import (
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import (
     evaluation_batches,
     prepared_batches,
     training_batches,
 )
-from cellgan.config import parse_experiment
-from cellgan.manifest import CovariateVocabulary, DatasetManifest
+from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model
-from cellgan.models.denoiser import PAPER_WIDTHS
-from cellgan.training import CompiledSteps
+from cellgan.models.cfdiffusion.networks import PAPER_WIDTHS
+from cellgan.training.loop import CompiledSteps
 from preprocessing.write_tfrecords import write_tfrecords
 
 BATCH, LAYERS = 128, (1024, 1024, 1024)

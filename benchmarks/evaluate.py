@@ -27,7 +27,7 @@ for backend in ("TENSORFLOW", "PYTORCH", "JAX"):  # POT loads what it finds
     os.environ[f"POT_BACKEND_DISABLE_{backend}"] = "1"
 import ot
 
-from cellgan.evaluation.report import evaluate_files
+from cellgan.evaluation.evaluate import evaluate_files
 
 SECONDS, GIGABYTES = 240, 4.0
 N_LABELS = 10

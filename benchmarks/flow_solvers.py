@@ -16,21 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
 from cellgan import commands
-from cellgan.evaluation.cells import compare_experiment
-from cellgan.generation import TrainedModel
-from cellgan.guidance_sweep import measures
-from cellgan.models.base import GenerationRequest, SolverSettings
-from cellgan.wanted_cells import (
+from cellgan.evaluation.comparison.sides import compare_experiment
+from cellgan.generation.allotment import (
     assign_covariates,
     draw_library_sizes,
 )
+from cellgan.generation.trained_model import TrainedModel
+from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.studies.guidance_sweep import measures
 
 CONVERGED = SolverSettings("rk4", n_steps=200)
 SOLVERS = (

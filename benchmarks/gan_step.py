@@ -34,10 +34,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import tensorflow as tf
 
-from cellgan.batches import CellBatch
-from cellgan.manifest import RNA
-from cellgan.models.gan_networks import Critic, Generator
-from cellgan.models.gan_training import GanStage, Player, RealCells
+from cellgan.data.batches import CellBatch
+from cellgan.data.manifest import RNA
+from cellgan.models.gan.networks import Critic, Generator
+from cellgan.models.gan.training import GanStage, Player, RealCells
 from cellgan.optimizers import adam
 
 try:

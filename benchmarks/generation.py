@@ -24,10 +24,10 @@ set_environment()
 import numpy as np
 import tensorflow as tf
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.experiment import Experiment
-from cellgan.generation import TrainedModel
-from cellgan.manifest import CovariateVocabulary, DatasetManifest
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models import build_model
 
 LABELS = ("A", "B", "C", "D")

@@ -45,21 +45,21 @@ import scipy.sparse as sp
 import tensorflow as tf
 from turns import Cost
 
-from cellgan.batches import CellBatch, training_batches
-from cellgan.config import parse_experiment
-from cellgan.evaluation.reconstruction import (
-    AccuracySummary,
-    accuracy_of_counts,
-    accuracy_summary,
-)
-from cellgan.manifest import (
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import CellBatch, training_batches
+from cellgan.data.manifest import (
     RNA,
     CovariateVocabulary,
     DatasetManifest,
     find_combinations,
 )
+from cellgan.evaluation.metrics.reconstruction import (
+    AccuracySummary,
+    accuracy_of_counts,
+    accuracy_summary,
+)
 from cellgan.models import build_model
-from cellgan.training import CompiledSteps
+from cellgan.training.loop import CompiledSteps
 from preprocessing.write_tfrecords import write_tfrecords
 
 try:

@@ -34,9 +34,9 @@ import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.batches import training_batches
-from cellgan.manifest import CovariateVocabulary, DatasetManifest
-from cellgan.records import RECORD_FILES
+from cellgan.data.batches import training_batches
+from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
+from cellgan.data.records import RECORD_FILES
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 
 CASES = ((2_000, 144, 12_000), (20_000, 1_434, 6_000))

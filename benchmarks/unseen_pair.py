@@ -36,14 +36,14 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
 from cellgan import commands
-from cellgan.generation import TrainedModel
+from cellgan.generation.trained_model import TrainedModel
 
 TYPE, CONDITION, UNKNOWN = "cell_type", "condition", "unknown"
 CONTROL, STIMULATED = "ctrl", "stim"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cellgan.generation import TrainedModel
+    from cellgan.generation.trained_model import TrainedModel
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -45,6 +45,6 @@ def load(folder: str | Path, *, step: int | None = None) -> TrainedModel:
     from cellgan.start import load_tensorflow  # noqa: PLC0415
 
     load_tensorflow()
-    from cellgan.generation import TrainedModel  # noqa: PLC0415  (keeps import light)
+    from cellgan.generation.trained_model import TrainedModel  # noqa: PLC0415  (keeps import light)
 
     return TrainedModel.load(folder, step=step)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cellgan import __version__, queue
-from cellgan.composition import Study
-from cellgan.config import Parameters, load_parameters
+from cellgan.composition.plan import Study
+from cellgan.config.parameters import Parameters, load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
@@ -339,7 +339,7 @@ def _evaluate_files(options: argparse.Namespace) -> int:
 def _print_config(experiments: Sequence[Experiment], studies: Sequence[Study]) -> int:
     import json  # noqa: PLC0415
 
-    from cellgan.config import as_used  # noqa: PLC0415
+    from cellgan.config.parameters import as_used  # noqa: PLC0415
 
     document = {of.name: as_used(of.parameters) for of in experiments}
     document |= {of.name: as_used(of.parameters) for of in studies}

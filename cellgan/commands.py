@@ -15,23 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cellgan import config, queue
-from cellgan.cell_requests import LIKE_DATA, check_save_path
-from cellgan.composition import Study
+from cellgan import queue
+from cellgan.composition.plan import Study
+from cellgan.config import parameters as config
+from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment, write_json
-from cellgan.manifest import RNA
+from cellgan.generation.allotment import check_guidance, doubts, request_parts
+from cellgan.generation.requests import LIKE_DATA, check_save_path
 from cellgan.start import load_tensorflow
-from cellgan.wanted_cells import check_guidance, doubts, request_parts
 
 if TYPE_CHECKING:
     from tensorflow.data import Dataset
     from tensorflow.distribute import Strategy
 
-    from cellgan.batches import DataSource
-    from cellgan.distribution import BatchesFrom
-    from cellgan.manifest import DatasetManifest
+    from cellgan.data.batches import DataSource
+    from cellgan.data.manifest import DatasetManifest
     from cellgan.models.base import GenerativeModel, TrainingStage
+    from cellgan.training.distribution import BatchesFrom
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,9 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
     Raises
     ------
     ConfigError, DataError
-        As `preprocessing.process_composition`.
+        As `preprocessing.composition.corpora`.
     """
-    from preprocessing.process_composition import (  # noqa: PLC0415  (loads AnnData)
+    from preprocessing.composition.corpora import (  # noqa: PLC0415  (loads AnnData)
         process_composition,
     )
 
@@ -152,12 +153,12 @@ def evaluate_composition(study: Study) -> None:
     Raises
     ------
     CheckpointError, ConfigError, DataError
-        As `cellgan.composition_scores.evaluate_composition`.
+        As `cellgan.composition.scores.evaluate_composition`.
     """
     study.manifest()
 
     load_tensorflow()
-    from cellgan import composition_scores  # noqa: PLC0415
+    from cellgan.composition import scores as composition_scores  # noqa: PLC0415
 
     composition_scores.evaluate_composition(study)
 
@@ -187,7 +188,9 @@ def train(experiment: Experiment) -> None:
         experiment.check_frozen("model", "training")
 
     load_tensorflow()
-    from cellgan import batches, distribution, models  # noqa: PLC0415
+    from cellgan import models  # noqa: PLC0415
+    from cellgan.data import batches  # noqa: PLC0415
+    from cellgan.training import distribution  # noqa: PLC0415
 
     training = experiment.parameters.training
     strategy = distribution.make_strategy(training.distribution)
@@ -223,10 +226,10 @@ def _train_stage(
     strategy: Strategy,
 ) -> None:
     """Train one stage to the end, with its checkpoints, log and validation."""
-    from cellgan import distribution, summaries  # noqa: PLC0415
-    from cellgan.checkpoints import StageCheckpoint  # noqa: PLC0415
-    from cellgan.training import Schedule, train_stage  # noqa: PLC0415
-    from cellgan.validation import Validation  # noqa: PLC0415
+    from cellgan.training import distribution, summaries  # noqa: PLC0415
+    from cellgan.training.checkpoints import StageCheckpoint  # noqa: PLC0415
+    from cellgan.training.loop import Schedule, train_stage  # noqa: PLC0415
+    from cellgan.training.validation import Validation  # noqa: PLC0415
 
     training = experiment.parameters.training.of_stage(stage.name)
     is_chief = distribution.is_chief(strategy)
@@ -268,7 +271,7 @@ def _training_batches(
     What a stage computes of all cells is computed when the first batch is asked for: a
     finished stage needs none.
     """
-    from cellgan import batches  # noqa: PLC0415
+    from cellgan.data import batches  # noqa: PLC0415
 
     training = experiment.parameters.training.of_stage(stage.name)
     folder = experiment.records_folder
@@ -408,7 +411,7 @@ def generate(
     )
 
     load_tensorflow()
-    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from cellgan.generation.trained_model import TrainedModel  # noqa: PLC0415
     from cellgan.models.base import SolverSettings  # noqa: PLC0415
 
     TrainedModel.load(experiment.folder).write(
@@ -445,7 +448,7 @@ def correct(
     Raises
     ------
     ConfigError, CheckpointError
-        As `cellgan.correction.correct`.
+        As `cellgan.studies.correction.correct`.
     """
     manifest = experiment.manifest()
     settings = _generation_settings(experiment, given)
@@ -460,8 +463,8 @@ def correct(
         raise ConfigError(msg)
 
     load_tensorflow()
-    from cellgan import correction  # noqa: PLC0415
     from cellgan.models.base import SolverSettings  # noqa: PLC0415
+    from cellgan.studies import correction  # noqa: PLC0415
 
     correction.correct(
         experiment,
@@ -488,7 +491,7 @@ def interpolate(
     Parameters
     ----------
     ends, weights, n_cells, noise_step
-        Of `cellgan.interpolation.InterpolationRequest`.
+        Of `cellgan.studies.interpolation.InterpolationRequest`.
     given
         Keys of the ``generation`` block, as in `generate`: `seed`, `guidance`,
         and those of the solver.
@@ -496,7 +499,7 @@ def interpolate(
     Raises
     ------
     ConfigError, CheckpointError
-        As `cellgan.interpolation.interpolate`.
+        As `cellgan.studies.interpolation.interpolate`.
     """
     manifest = experiment.manifest()
     settings = _generation_settings(experiment, given)
@@ -508,8 +511,8 @@ def interpolate(
         raise ConfigError(msg)
 
     load_tensorflow()
-    from cellgan import interpolation  # noqa: PLC0415
     from cellgan.models.base import SolverSettings  # noqa: PLC0415
+    from cellgan.studies import interpolation  # noqa: PLC0415
 
     interpolation.interpolate(
         experiment,
@@ -544,7 +547,7 @@ def counterfactual(
     Raises
     ------
     ConfigError, CheckpointError, DataError
-        As `cellgan.counterfactual.counterfactual`.
+        As `cellgan.studies.counterfactual.counterfactual`.
     """
     manifest = experiment.manifest()
     settings = _generation_settings(experiment, {"seed": seed})
@@ -557,7 +560,7 @@ def counterfactual(
     parameters = experiment.parameters
 
     load_tensorflow()
-    from cellgan import counterfactual as room  # noqa: PLC0415
+    from cellgan.studies import counterfactual as room  # noqa: PLC0415
 
     room.check_target(experiment, target)
     given = None
@@ -589,12 +592,12 @@ def embed(
         File of raw counts, of any format; None for the processed cells. Genes that it
         lacks count as genes without counts.
     layers, n_samples, condition, seed
-        Of `cellgan.embedding.Settings`; None for its default.
+        Of `cellgan.studies.embedding.Settings`; None for its default.
 
     Raises
     ------
     ConfigError, CheckpointError, DataError
-        As `cellgan.embedding.embed`.
+        As `cellgan.studies.embedding.embed`.
     """
     manifest = experiment.manifest()
     settings = _generation_settings(experiment, {"seed": seed})
@@ -605,7 +608,7 @@ def embed(
     parameters = experiment.parameters
 
     load_tensorflow()
-    from cellgan import embedding  # noqa: PLC0415
+    from cellgan.studies import embedding  # noqa: PLC0415
 
     embedding.check_encoder(experiment)
     given = None
@@ -636,13 +639,13 @@ def influence(experiment: Experiment) -> None:
     Raises
     ------
     ConfigError, CheckpointError, DataError
-        As `cellgan.influence.influence`.
+        As `cellgan.studies.influence.influence`.
     """
     experiment.manifest()
     experiment.check_frozen("input_ds", "model")
 
     load_tensorflow()
-    from cellgan import influence as room  # noqa: PLC0415
+    from cellgan.studies import influence as room  # noqa: PLC0415
 
     room.influence(experiment)
 
@@ -659,14 +662,14 @@ def sweep_guidance(experiment: Experiment, **given: Any) -> None:
     Raises
     ------
     ConfigError, CheckpointError
-        As `cellgan.guidance_sweep.sweep_guidance`.
+        As `cellgan.studies.guidance_sweep.sweep_guidance`.
     """
     experiment.manifest()
     settings = _generation_settings(experiment, given)
 
     load_tensorflow()
-    from cellgan import guidance_sweep  # noqa: PLC0415
     from cellgan.models.base import SolverSettings  # noqa: PLC0415
+    from cellgan.studies import guidance_sweep  # noqa: PLC0415
 
     guidance_sweep.sweep_guidance(
         experiment,
@@ -691,7 +694,7 @@ def evaluate(experiment: Experiment, *, generated: Path | None = None) -> list[s
     experiment.manifest()  # not processed: said before anything is compared
     experiment.check_frozen("input_ds")
 
-    from cellgan.evaluation import report  # noqa: PLC0415
+    from cellgan.evaluation import evaluate as report  # noqa: PLC0415
 
     return report.leaking(report.evaluate(experiment, generated))
 
@@ -717,7 +720,7 @@ def evaluate_files(
     -------
     Names of those whose training cells were copied.
     """
-    from cellgan.evaluation import report  # noqa: PLC0415
+    from cellgan.evaluation import evaluate as report  # noqa: PLC0415
 
     return report.leaking(
         report.evaluate_files(
@@ -733,7 +736,7 @@ def evaluate_files(
 
 def write_leaderboards(experiments: Sequence[Experiment]) -> None:
     """Put reports of experiments on the same data side by side."""
-    from cellgan.evaluation import report  # noqa: PLC0415
+    from cellgan.evaluation import evaluate as report  # noqa: PLC0415
 
     groups: dict[object, list[Experiment]] = {}
     for experiment in experiments:
@@ -753,7 +756,7 @@ def augment(
     Raises
     ------
     ConfigError, DataError
-        As `cellgan.augmentation.augment`.
+        As `cellgan.studies.augmentation.augment`.
     """
     experiment.manifest()  # not processed: said before anything is checked
     experiment.check_frozen("input_ds")
@@ -761,8 +764,8 @@ def augment(
     load_tensorflow()
     import keras  # noqa: PLC0415
 
-    from cellgan import augmentation  # noqa: PLC0415
-    from cellgan.generation import TrainedModel  # noqa: PLC0415
+    from cellgan.generation.trained_model import TrainedModel  # noqa: PLC0415
+    from cellgan.studies import augmentation  # noqa: PLC0415
     from preprocessing.experiment_folder import write_experiment  # noqa: PLC0415
 
     def train_alone(derived: Experiment) -> None:

@@ -18,18 +18,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from cellgan import distribution, models
-from cellgan.batches import CellBatch
-from cellgan.checkpoints import variables_by_part
-from cellgan.config import ExperimentParameters
-from cellgan.evaluation import plots
-from cellgan.generation import MOST_VALUES, piece_size
-from cellgan.manifest import ATAC, RNA, DatasetManifest
+from cellgan import models
+from cellgan.config.parameters import ExperimentParameters
+from cellgan.data.batches import CellBatch
+from cellgan.data.manifest import ATAC, RNA, DatasetManifest
+from cellgan.evaluation.figures import plots
+from cellgan.generation.allotment import draw_library_sizes
+from cellgan.generation.trained_model import MOST_VALUES, piece_size
 from cellgan.models.base import GenerationRequest, SolverSettings, TrainingStage
 from cellgan.seeds import derive_seed
-from cellgan.training import CompiledSteps
-from cellgan.validation import PROJECTED_COMPONENTS
-from cellgan.wanted_cells import draw_library_sizes
+from cellgan.training import distribution
+from cellgan.training.checkpoints import variables_by_part
+from cellgan.training.loop import CompiledSteps
+from cellgan.training.validation import PROJECTED_COMPONENTS
 
 TIMED_SECONDS = 5.0
 """Steps are timed for about this long per stage, after the first calls."""

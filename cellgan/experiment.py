@@ -38,19 +38,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cellgan.config import (
+from cellgan.config.parameters import (
     ExperimentParameters,
     as_json,
     parse_experiment,
     read_json,
 )
-from cellgan.errors import ConfigError, DataError
-from cellgan.manifest import (
+from cellgan.data.manifest import (
     Combination,
     CovariateVocabulary,
     DatasetManifest,
     read_manifest,
 )
+from cellgan.errors import ConfigError, DataError
 
 UNFROZEN = (
     "checkpoint",

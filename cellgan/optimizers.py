@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cellgan.config import TrainingParameters
+from cellgan.config.parameters import TrainingParameters
 
 ADAM_EPSILON = 1e-8
 

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from cellgan.checkpoints import StageCheckpoint
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.experiment import Experiment, write_json
-from cellgan.models import build_model, cfdiffusion_weights, cfgen_weights
+from cellgan.models import build_model
+from cellgan.models.cfdiffusion import weights as cfdiffusion_weights
+from cellgan.models.cfgen import weights as cfgen_weights
 from cellgan.models.torch_weights import Filled, SavedModel
+from cellgan.training.checkpoints import StageCheckpoint
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgan.config import BUILTIN_PREFIX
+from cellgan.config.parameters import BUILTIN_PREFIX
 from cellgan.errors import ConfigError, DataError
-from preprocessing.raw_formats import raw_format
+from preprocessing.readers.raw_formats import raw_format
 
 if TYPE_CHECKING:
     from cellgan.experiment import Experiment

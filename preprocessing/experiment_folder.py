@@ -15,15 +15,8 @@ import mudata
 import numpy as np
 from anndata.io import write_elem
 
-from cellgan.config import InputParameters, as_json
-from cellgan.errors import DataError
-from cellgan.experiment import (
-    Experiment,
-    remove_leftovers,
-    replacing,
-    write_json,
-)
-from cellgan.manifest import (
+from cellgan.config.parameters import InputParameters, as_json
+from cellgan.data.manifest import (
     ATAC,
     RNA,
     SPLITS,
@@ -31,6 +24,13 @@ from cellgan.manifest import (
     DatasetManifest,
     find_combinations,
     library_size_quantiles,
+)
+from cellgan.errors import DataError
+from cellgan.experiment import (
+    Experiment,
+    remove_leftovers,
+    replacing,
+    write_json,
 )
 from cellgan.seeds import derive_seed
 from preprocessing.fields import vocabulary_document

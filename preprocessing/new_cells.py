@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config import InputParameters
+from cellgan.config.parameters import InputParameters
+from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import DataError
-from cellgan.manifest import RNA, DatasetManifest
 from preprocessing.annotations import as_text, require_column, writable_columns
 from preprocessing.raw_counts import CountsPlace, choose_counts
-from preprocessing.readers import open_raw_file
+from preprocessing.readers.open import open_raw_file
 
 log = logging.getLogger(__name__)
 

@@ -18,19 +18,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
-from cellgan.config import InputParameters
+from cellgan.config.parameters import InputParameters
+from cellgan.data.records import RECORD_FILES, RecordSchema, open_shards
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment, remove_leftovers, replacing
-from cellgan.records import RECORD_FILES, RecordSchema, open_shards
 from cellgan.seeds import derive_seed
 from preprocessing.annotations import writable_columns
-from preprocessing.chunks import (
-    ChunkPair,
-    find_chunks,
-    read_genes,
-    read_tables,
-    rows_of,
-)
 from preprocessing.experiment_folder import (
     STORAGE,
     ProcessingSummary,
@@ -47,6 +40,13 @@ from preprocessing.process_raw import (
     enough_left,
 )
 from preprocessing.raw_counts import OUR_COLUMNS, needed_columns, with_values
+from preprocessing.readers.chunks import (
+    ChunkPair,
+    find_chunks,
+    read_genes,
+    read_tables,
+    rows_of,
+)
 from preprocessing.sparse_blocks import keep, row_sums, rows_per_column, values_per_row
 from preprocessing.write_tfrecords import assign_files, cell_records
 

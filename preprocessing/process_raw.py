@@ -13,10 +13,10 @@ import pandas as pd
 import scipy.sparse as sp
 from natsort import natsorted
 
-from cellgan.config import InputParameters
+from cellgan.config.parameters import InputParameters
+from cellgan.data.manifest import SPLITS
 from cellgan.errors import DataError
 from cellgan.experiment import Experiment
-from cellgan.manifest import SPLITS
 from preprocessing.annotations import as_text, label_categories, writable_columns
 from preprocessing.clustering import cluster_cells
 from preprocessing.experiment_folder import (

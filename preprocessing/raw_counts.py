@@ -10,16 +10,16 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config import InputParameters
+from cellgan.config.parameters import InputParameters
+from cellgan.data.manifest import ATAC
 from cellgan.errors import ConfigError, DataError, did_you_mean
-from cellgan.manifest import ATAC
 from preprocessing.annotations import (
     as_text,
     require_column,
     with_unique_names,
 )
-from preprocessing.raw_file import RawFile
-from preprocessing.readers import open_raw_file, read_matrix
+from preprocessing.readers.open import open_raw_file, read_matrix
+from preprocessing.readers.raw_file import RawFile
 from preprocessing.sparse_blocks import UnsuitableValueError
 
 OUR_COLUMNS = ("n_genes", "n_counts", "split")

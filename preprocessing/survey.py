@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from cellgan.data.manifest import DatasetManifest
 from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
-from cellgan.manifest import DatasetManifest
 from preprocessing.experiment_folder import make_manifest
 from preprocessing.process_raw import (
     add_covariates,

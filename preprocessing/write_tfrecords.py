@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from tqdm import tqdm
 
-from cellgan.records import (
+from cellgan.data.records import (
     RECORD_FILES,
     TEST_FILE,
     TRAIN_FILES,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.manifest import DatasetManifest
 from cellgan.experiment import Experiment
-from cellgan.generation import TrainedModel
-from cellgan.manifest import DatasetManifest
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import (
     GeneratedCells,
     GenerationRequest,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cellgan.batches import CellBatch
+from cellgan.data.batches import CellBatch
 from cellgan.models.base import TrainingStage
 
 N_GENES = 5

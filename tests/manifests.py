@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cellgan.manifest import Combination, CovariateVocabulary, DatasetManifest
+from cellgan.data.manifest import Combination, CovariateVocabulary, DatasetManifest
 
 
 def make_manifest(

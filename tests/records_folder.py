@@ -9,7 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cellgan.manifest import SPLITS, CovariateVocabulary, DatasetManifest
+from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.synthetic import make_cells
 

@@ -68,20 +68,22 @@ def test_new_module_of_a_known_package_needs_no_registration() -> None:
         "import cellgan.models.gan",
         "from cellgan.models import gan",
         "from cellgan.models.gan import Gan",
-        "from .models.gan import Gan",
+        "from ..models.gan import Gan",
         "def read():\n    from cellgan.models.gan import Gan",
         "if TYPE_CHECKING:\n    from cellgan.models.gan import Gan",
     ],
 )
 def test_import_against_the_direction_is_found(source: str) -> None:
-    small = house(cellgan="", cellgan__records=source, cellgan__models__gan="")
+    small = house(cellgan="", cellgan__data__records=source, cellgan__models__gan="")
 
     (fault,) = wrong_way_imports(small)
     assert "(data) imports cellgan.models.gan (families): imports go pure <-" in fault
 
 
 def test_import_along_the_direction_is_allowed() -> None:
-    small = house(cellgan__models__gan="import cellgan.records", cellgan__records="")
+    small = house(
+        cellgan__models__gan="import cellgan.data.records", cellgan__data__records=""
+    )
 
     assert not wrong_way_imports(small)
 
@@ -89,9 +91,9 @@ def test_import_along_the_direction_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("importer", "target"),
     [
-        ("preprocessing__splits", "cellgan.transforms"),
-        ("cellgan__evaluation__metrics", "cellgan.records"),
-        ("cellgan__training", "cellgan.models.gan"),
+        ("preprocessing__splits", "cellgan.data.transforms"),
+        ("cellgan__evaluation__metrics__use", "cellgan.data.records"),
+        ("cellgan__training__loop", "cellgan.models.gan"),
         ("cellgan__cli", "preprocessing"),
     ],
 )
@@ -105,9 +107,9 @@ def test_import_through_a_closed_door_is_found(importer: str, target: str) -> No
 @pytest.mark.parametrize(
     ("importer", "target"),
     [
-        ("preprocessing__splits", "cellgan.records"),
-        ("cellgan__evaluation__report", "cellgan.evaluation.metrics"),
-        ("cellgan__training", "cellgan.models.base"),
+        ("preprocessing__splits", "cellgan.data.records"),
+        ("cellgan__evaluation__report__html", "cellgan.evaluation.metrics"),
+        ("cellgan__training__loop", "cellgan.models.base"),
         ("cellgan__commands", "preprocessing"),
     ],
 )
@@ -119,12 +121,12 @@ def test_import_through_an_open_door_is_allowed(importer: str, target: str) -> N
 
 def test_cycle_inside_a_group_is_found() -> None:
     small = house(
-        cellgan__manifest="def read():\n    from cellgan.experiment import Experiment",
-        cellgan__experiment="from cellgan.manifest import DatasetManifest",
+        cellgan__data__manifest="import cellgan.experiment",
+        cellgan__experiment="from cellgan.data.manifest import DatasetManifest",
     )
 
     (fault,) = cycles(small)
-    assert {"cellgan.manifest", "cellgan.experiment"} <= set(fault.split())
+    assert {"cellgan.data.manifest", "cellgan.experiment"} <= set(fault.split())
 
 
 @pytest.mark.parametrize(
@@ -134,12 +136,14 @@ def test_cycle_inside_a_group_is_found() -> None:
         "from sklearn.manifold import TSNE",
         "try:\n    import scanpy\nexcept ImportError:\n    pass",
         "class Box:\n    import anndata",
-        "from cellgan.records import read",
-        "from cellgan import records",
+        "from cellgan.data.records import read",
+        "from cellgan.data import records",
     ],
 )
 def test_heavy_library_loaded_by_a_light_room_is_found(source: str) -> None:
-    small = house(cellgan="", cellgan__config=source, cellgan__records="import keras")
+    small = house(
+        cellgan="", cellgan__config=source, cellgan__data__records="import keras"
+    )
 
     assert len(heavy_imports(small)) == 1
 
@@ -169,23 +173,23 @@ def test_tensorflow_in_evaluation_is_found_inside_a_function() -> None:
 
 
 def test_print_is_found_outside_the_command_line() -> None:
-    small = house(cellgan__training="print(1)", cellgan__cli="print(1)")
+    small = house(cellgan__training__loop="print(1)", cellgan__cli="print(1)")
 
     assert prints(small) == [
-        "cellgan.training:1 prints: use logging.getLogger(__name__)."
+        "cellgan.training.loop:1 prints: use logging.getLogger(__name__)."
     ]
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "from cellgan.records import _decode",
-        "from cellgan import records\nrecords._decode()",
-        "import cellgan.records\ncellgan.records._decode()",
+        "from cellgan.data.records import _decode",
+        "from cellgan.data import records\nrecords._decode()",
+        "import cellgan.data.records\ncellgan.data.records._decode()",
     ],
 )
 def test_private_name_of_another_module_is_found(source: str) -> None:
-    small = house(cellgan="", cellgan__batches=source, cellgan__records="")
+    small = house(cellgan="", cellgan__data__batches=source, cellgan__data__records="")
 
     assert len(private_names(small)) == 1
 
@@ -193,7 +197,7 @@ def test_private_name_of_another_module_is_found(source: str) -> None:
 def test_private_and_dunder_names_of_the_same_module_are_allowed() -> None:
     source = "from cellgan import __version__\nself._decode()\n_decode()"
 
-    assert not private_names(house(cellgan="", cellgan__batches=source))
+    assert not private_names(house(cellgan="", cellgan__data__batches=source))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_private_and_dunder_names_of_the_same_module_are_allowed() -> None:
     ],
 )
 def test_module_level_state_is_found(source: str) -> None:
-    assert len(mutable_state(house(cellgan__training=source))) == 1
+    assert len(mutable_state(house(cellgan__training__loop=source))) == 1
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_module_level_state_is_found(source: str) -> None:
     ["NAMES = ['a']", "__all__ = ['a']", "log = get()", "def f():\n    found = []"],
 )
 def test_constants_and_local_names_are_no_state(source: str) -> None:
-    assert not mutable_state(house(cellgan__training=source))
+    assert not mutable_state(house(cellgan__training__loop=source))
 
 
 @pytest.fixture
@@ -224,16 +228,17 @@ def family(tmp_path: Path) -> tuple[dict[str, ast.Module], Path]:
     """A complete family called "new", and the folder its other files are in."""
     example = {"experiments": {"a": {"model": {"type": "new"}}}}
     files = {
-        "tests/models/test_new.py": "load(reference_dir / 'new.npz')",
+        "tests/models/new/test_model.py": "load(reference_dir / 'new.npz')",
         "tests/reference/new.npz": "",
         "Misc/parameters/new.json": json.dumps(example),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    table = "MODEL_TYPES = {'new': (NewConfig, 'cellgan.models.new:New')}"
+    table = "MODEL_TYPES = {'new': (NewConfig, 'cellgan.models.new.model:New')}"
     modules = house(
-        cellgan__model_configs=table, cellgan__models__new="class New:\n    pass"
+        cellgan__config__model_types=table,
+        cellgan__models__new__model="class New:\n    pass",
     )
     return modules, tmp_path
 
@@ -245,7 +250,10 @@ def test_complete_family_is_accepted(family) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("tests/models/test_new.py", "no tests, expected tests/models/test_new.py"),
+        (
+            "tests/models/new/test_model.py",
+            "no tests in tests/models/new",
+        ),
         ("tests/reference/new.npz", "its tests read no .npz of tests/reference"),
         ("Misc/parameters/new.json", "no example file in Misc/parameters"),
     ],
@@ -261,8 +269,8 @@ def test_family_without_a_file_is_found(family, missing: str, message: str) -> N
 
 def test_family_without_its_class_is_found(family) -> None:
     modules, folder = family
-    del modules["cellgan.models.new"]
+    del modules["cellgan.models.new.model"]
 
     assert incomplete_families(modules, folder) == [
-        "new: no class New in cellgan.models.new."
+        "new: no class New in cellgan.models.new.model."
     ]

@@ -12,14 +12,17 @@ import pytest
 import tensorflow as tf
 
 from cellgan import commands
-from cellgan.checkpoints import saved_steps
+from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError
 from cellgan.experiment import Experiment, write_json
-from cellgan.generation import TrainedModel
-from cellgan.manifest import CovariateVocabulary
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import GenerationRequest
+from cellgan.training.checkpoints import saved_steps
 from tests.manifests import make_manifest
-from tests.models.diffusion_reference import DiffusionReference, assert_close
+from tests.models.cfdiffusion.diffusion_reference import (
+    DiffusionReference,
+    assert_close,
+)
 
 torch = pytest.importorskip("torch", reason="PyTorch, the extra import, is missing")
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cellgan import commands
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.experiment import Experiment
-from cellgan.generation import TrainedModel
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import SolverSettings
 from tests.synthetic import make_batches
 

@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellgan.cli import main
-from cellgan.evaluation import classifiers, published
+from cellgan.evaluation.metrics import classifiers, published
 from cellgan.experiment import Experiment
 from tests.synthetic import make_cells
 

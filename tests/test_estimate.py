@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan import estimate, models
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.estimate import (
     Estimate,
     describe,
@@ -24,7 +24,7 @@ from cellgan.estimate import (
     made_up_batches,
     peak_memory,
 )
-from cellgan.generation import piece_size
+from cellgan.generation.trained_model import piece_size
 from cellgan.models.base import GeneratedCells
 from tests.fake_model import FakeModel
 from tests.linear_stage import LinearStage

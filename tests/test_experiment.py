@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cellgan.config import ExperimentParameters, parse_experiment
+from cellgan.config.parameters import ExperimentParameters, parse_experiment
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import (
     Experiment,

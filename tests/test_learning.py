@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from cellgan import commands
-from cellgan.config import ExperimentParameters, parse_experiment
-from cellgan.evaluation.report import evaluate
-from cellgan.evaluation.space import log_expression
+from cellgan.config.parameters import ExperimentParameters, parse_experiment
+from cellgan.evaluation.comparison.space import log_expression
+from cellgan.evaluation.evaluate import evaluate
 from cellgan.experiment import Experiment
 
 pytestmark = pytest.mark.slow

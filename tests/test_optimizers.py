@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.config import (
+from cellgan.config.parameters import (
     LearningRateParameters,
     OptimizerParameters,
     TrainingParameters,

@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 
 from cellgan.cli import main
-from cellgan.evaluation import plots
-from cellgan.training import Schedule
+from cellgan.evaluation.figures import plots
+from cellgan.training.loop import Schedule
 from tests.linear_stage import LinearStage
 from tests.training_run import (
     STAGES,

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.batches import CellBatch, prepared_batches
-from cellgan.config import parse_experiment
-from cellgan.evaluation.reconstruction import accuracy_of_counts, accuracy_summary
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import CellBatch, prepared_batches
+from cellgan.evaluation.metrics.reconstruction import (
+    accuracy_of_counts,
+    accuracy_summary,
+)
 from cellgan.models import build_model
-from cellgan.training import CompiledSteps
+from cellgan.training.loop import CompiledSteps
 from tests.manifests import make_manifest
 
 pytestmark = pytest.mark.slow

@@ -20,13 +20,13 @@ import pytest
 import tensorflow as tf
 
 from cellgan import commands
-from cellgan.checkpoints import saved_steps
 from cellgan.cli import main
+from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError, CheckpointError
 from cellgan.experiment import Experiment, write_json
-from cellgan.generation import TrainedModel
-from cellgan.manifest import CovariateVocabulary
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import GenerationRequest
+from cellgan.training.checkpoints import saved_steps
 from cellgan.weight_import import Placeholder, read_checkpoint
 from tests.manifests import make_combination, make_manifest
 

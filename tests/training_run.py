@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from cellgan.batches import CellBatch, prepared_batches
-from cellgan.checkpoints import StageCheckpoint
-from cellgan.config import parse_experiment
-from cellgan.distribution import (
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.batches import CellBatch, prepared_batches
+from cellgan.models import build_model
+from cellgan.models.base import TrainingStage
+from cellgan.training.checkpoints import StageCheckpoint
+from cellgan.training.distribution import (
     BatchesFrom,
     check_batch_size,
     is_chief,
     make_strategy,
 )
-from cellgan.models import build_model
-from cellgan.models.base import TrainingStage
-from cellgan.summaries import RunLog
-from cellgan.training import Schedule, train_stage
+from cellgan.training.loop import Schedule, train_stage
+from cellgan.training.summaries import RunLog
 from tests import linear_stage
 from tests.manifests import make_manifest
 from tests.synthetic import make_cells

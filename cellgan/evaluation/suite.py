@@ -22,19 +22,9 @@ import numpy as np
 from scipy.spatial.distance import pdist
 from tqdm import tqdm
 
-from cellgan.evaluation import (
-    classifiers,
-    distribution,
-    genes,
-    modalities,
-    structure,
-    support,
-    use,
-)
-from cellgan.evaluation.catalogue import Floor, Metric
-from cellgan.evaluation.cells import Comparison, Modality
-from cellgan.evaluation.floors import floor_cells
-from cellgan.evaluation.pairs import (
+from cellgan.data.manifest import RNA
+from cellgan.evaluation.comparison.floors import floor_cells
+from cellgan.evaluation.comparison.pairs import (
     Estimates,
     Frame,
     Pair,
@@ -43,9 +33,19 @@ from cellgan.evaluation.pairs import (
     make_side,
     weighted_means,
 )
-from cellgan.evaluation.space import Floats, fit_space, log_expression
-from cellgan.evaluation.tables import family_means
-from cellgan.manifest import RNA
+from cellgan.evaluation.comparison.sides import Comparison, Modality
+from cellgan.evaluation.comparison.space import Floats, fit_space, log_expression
+from cellgan.evaluation.metrics import (
+    classifiers,
+    distribution,
+    genes,
+    modalities,
+    structure,
+    support,
+    use,
+)
+from cellgan.evaluation.metrics.catalogue import Floor, Metric
+from cellgan.evaluation.report.tables import family_means
 from cellgan.seeds import derive_seed
 
 FLOORS: tuple[Floor, ...] = get_args(Floor)
@@ -119,7 +119,7 @@ class Judged:
     second: Sides | None
     """Of the second modality, if there is one."""
     records: list[dict[str, Any]]
-    """`cellgan.evaluation.document.MetricRecord`, pooled ones first."""
+    """`cellgan.evaluation.report.document.MetricRecord`, pooled ones first."""
     p_values: dict[str, float]
     giveaways: tuple[classifiers.GiveawayGene, ...]
     seconds: dict[str, float]
@@ -199,7 +199,7 @@ def make_sides(
     Parameters
     ----------
     by_dispersion
-        How its features are chosen: see `cellgan.evaluation.space.variable_genes`.
+        How its features are chosen: see `space.variable_genes`.
     """
     logged = log_expression(modality.values["training"])
     space = fit_space(
@@ -627,7 +627,7 @@ def _covariate_records(
 
 
 def overall_score(records: Sequence[Mapping[str, Any]]) -> float:
-    """Return the mean score of families (`cellgan.evaluation.tables.family_means`)."""
+    """Return the mean score of families (`tables.family_means`)."""
     pooled = [record for record in records if record["label"] is None]
     scores = [score for score in family_means(pooled).values() if score is not None]
     return float(np.mean(scores)) if scores else float("nan")

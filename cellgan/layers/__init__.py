@@ -16,7 +16,7 @@ from cellgan.layers.conditioning import (
     one_hot,
     unbiased,
 )
-from cellgan.layers.mlp import (
+from cellgan.layers.linear import (
     Linear,
     glorot_uniform,
     he_normal,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from cellgan.config import ExperimentParameters
-from cellgan.manifest import DatasetManifest
-from cellgan.model_configs import MODEL_TYPES
+from cellgan.config.model_types import MODEL_TYPES
+from cellgan.config.parameters import ExperimentParameters
+from cellgan.data.manifest import DatasetManifest
 
 if TYPE_CHECKING:
     from cellgan.models.base import GenerativeModel

@@ -1,7 +1,7 @@
 """The contract of every family: a model has stages, and generates cells.
 
 A family is mathematics only. Stages are trained by the one loop of
-`cellgan.training`; files, names and AnnData belong to other rooms.
+`cellgan.training.loop`; files, names and AnnData belong to other rooms.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.batches import CellBatch
-from cellgan.config import GenerationParameters
+from cellgan.config.parameters import GenerationParameters
+from cellgan.data.batches import CellBatch
 
 
 @dataclasses.dataclass(frozen=True)

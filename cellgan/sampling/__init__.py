@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from cellgan.sampling.diffusion import Sampler, add_noise
 from cellgan.sampling.flow import Solution, checked_solver, solve
+from cellgan.sampling.flow_paths import (
+    PathPoint,
+    conditional_path,
+    draw_times,
+    pair_noise,
+    straight_path,
+    stratified_times,
+)
 from cellgan.sampling.guidance import (
     Branch,
     branch_codes,
@@ -26,14 +34,6 @@ from cellgan.sampling.noise_schedules import (
     linear_betas,
     spaced_steps,
     uneven_full_steps,
-)
-from cellgan.sampling.schedules import (
-    PathPoint,
-    conditional_path,
-    draw_times,
-    pair_noise,
-    straight_path,
-    stratified_times,
 )
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from cellgan.evaluation.pairs import Draws, Frame, Pair, Side, make_pair
+from cellgan.evaluation.comparison.pairs import Draws, Frame, Pair, Side, make_pair
 
 
 def side_of(components, labels=None) -> Side:

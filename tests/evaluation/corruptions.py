@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 
-from cellgan.evaluation.cells import Comparison, Modality
-from cellgan.evaluation.drawing import draw_cells
+from cellgan.evaluation.comparison.draws import draw_cells
+from cellgan.evaluation.comparison.sides import Comparison, Modality
 from tests.synthetic import SyntheticCells
 
 

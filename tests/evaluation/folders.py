@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
 from cellgan.experiment import Experiment, write_json
-from cellgan.manifest import SPLITS, CovariateVocabulary, DatasetManifest
 from tests.synthetic import SyntheticCells, make_cells
 
 LIBRARY_SIZE = 1000

@@ -11,8 +11,8 @@ import functools
 import numpy as np
 import scipy.sparse as sp
 
-from cellgan.evaluation.pairs import Frame, Side, make_side
-from cellgan.evaluation.space import fit_space, log_expression
+from cellgan.evaluation.comparison.pairs import Frame, Side, make_side
+from cellgan.evaluation.comparison.space import fit_space, log_expression
 from tests.synthetic import SyntheticCells
 
 N_TRAINING = 600

@@ -6,10 +6,10 @@ import anndata
 import numpy as np
 import pytest
 
-from cellgan.evaluation import classifiers
-from cellgan.evaluation.cells import compare_files
-from cellgan.evaluation.modalities import cross_modal_metrics
-from cellgan.evaluation.pairs import make_pair
+from cellgan.evaluation.comparison.pairs import make_pair
+from cellgan.evaluation.comparison.sides import compare_files
+from cellgan.evaluation.metrics import classifiers
+from cellgan.evaluation.metrics.modalities import cross_modal_metrics
 from cellgan.evaluation.suite import make_sides
 from tests.evaluation.corruptions import as_it_is, comparison
 from tests.evaluation.folders import permuted_genes

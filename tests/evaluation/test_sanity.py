@@ -12,8 +12,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cellgan.evaluation import report
-from cellgan.evaluation.catalogue import Defect
+from cellgan.evaluation import evaluate as report
+from cellgan.evaluation.metrics.catalogue import Defect
 from cellgan.evaluation.suite import FAMILIES, judge_cells
 from tests.evaluation.corruptions import (
     DEFECTS,
@@ -150,7 +150,7 @@ def test_every_defect_is_known_and_tried():
 @pytest.mark.slow
 @pytest.mark.parametrize("floor", ["independent", "permuted", "label_means"])
 def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
-    from cellgan.evaluation.floors import floor_cells
+    from cellgan.evaluation.comparison.floors import floor_cells
 
     training, held_out, generated = sides
     counts = floor_cells(

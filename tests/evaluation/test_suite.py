@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cellgan.evaluation.catalogue import Metric
+from cellgan.evaluation.metrics.catalogue import Metric
 from cellgan.evaluation.suite import (
     COSTS,
     FAMILIES,

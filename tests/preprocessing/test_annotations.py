@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import DataError
-from cellgan.manifest import CovariateVocabulary
 from preprocessing.annotations import (
     as_text,
     label_categories,

@@ -20,10 +20,10 @@ import pytest
 import scipy.sparse as sp
 
 import preprocessing
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
+from cellgan.data.records import read_shard
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.experiment import Experiment
-from cellgan.records import read_shard
 from preprocessing import experiment_folder
 from preprocessing.annotations import with_unique_names
 from preprocessing.process_raw import filter_counts
@@ -33,7 +33,7 @@ from tests.preprocessing import raw_files
 N_CELLS = 120
 FRESH_PROCESS = """
 import sys, pathlib, preprocessing
-from cellgan.config import parse_experiment
+from cellgan.config.parameters import parse_experiment
 from cellgan.experiment import Experiment
 block = {"input_ds": {"raw_input": "absent.h5ad"}}
 try:

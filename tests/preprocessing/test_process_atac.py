@@ -17,12 +17,12 @@ import pytest
 import scipy.sparse as sp
 
 import preprocessing
-from cellgan.config import InputParameters, parse_experiment
+from cellgan.config.parameters import InputParameters, parse_experiment
+from cellgan.data.manifest import DatasetManifest
+from cellgan.data.records import read_shard
 from cellgan.errors import CellganError, DataError
-from cellgan.evaluation.files import open_cells
+from cellgan.evaluation.comparison.cell_files import open_cells
 from cellgan.experiment import Experiment
-from cellgan.manifest import DatasetManifest
-from cellgan.records import read_shard
 from preprocessing.process_raw import filter_counts
 from preprocessing.raw_counts import RawCells, cell_order, read_atac
 from preprocessing.survey import survey

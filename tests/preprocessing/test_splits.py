@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellgan.config import SplitParameters
+from cellgan.config.parameters import SplitParameters
 from cellgan.errors import DataError
 from preprocessing.splits import assign_splits
 
 FRESH_PROCESS = """
 import hashlib, numpy as np
-from cellgan.config import SplitParameters
+from cellgan.config.parameters import SplitParameters
 from preprocessing.splits import assign_splits
 codes = np.arange(500) % 7
 split = SplitParameters(valid_cells=100, test_cells=50, split_seed=3)

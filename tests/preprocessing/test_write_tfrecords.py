@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from cellgan.data.manifest import CovariateVocabulary
+from cellgan.data.records import RECORD_FILES, concatenate, read_shard
 from cellgan.errors import DataError
-from cellgan.manifest import CovariateVocabulary
-from cellgan.records import RECORD_FILES, concatenate, read_shard
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 from tests.records_folder import annotated_cells, make_records
 

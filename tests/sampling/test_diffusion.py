@@ -21,7 +21,10 @@ from cellgan.sampling.noise_schedules import (
     linear_betas,
     spaced_steps,
 )
-from tests.models.diffusion_reference import DiffusionReference, assert_close
+from tests.models.cfdiffusion.diffusion_reference import (
+    DiffusionReference,
+    assert_close,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""Composition studies: which cells make which corpus, and what models of them give."""

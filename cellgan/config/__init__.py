@@ -1,0 +1,1 @@
+"""What parameter files say: records of their blocks, read and checked."""

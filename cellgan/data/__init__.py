@@ -1,0 +1,1 @@
+"""Processed data sets: names and sizes, records, batches, scales of expression."""

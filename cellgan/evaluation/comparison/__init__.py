@@ -1,0 +1,1 @@
+"""The two sides of a comparison: real and generated cells in one space."""

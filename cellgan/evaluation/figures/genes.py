@@ -1,0 +1,416 @@
+"""Pictures of genes: moments, markers, correlations, and what gives cells away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from sklearn.utils.sparsefuncs import mean_variance_axis
+
+from cellgan.evaluation.comparison.pairs import Pair, Side
+from cellgan.evaluation.comparison.space import Floats, Rows
+from cellgan.evaluation.figures.canvas import (
+    GRID_COLOUR,
+    SIDE_COLOURS,
+    SIDE_NAMES,
+    Picture,
+    legend_above,
+    percent,
+    plain_numbers,
+    png,
+    shortened,
+    side_handles,
+)
+from cellgan.evaluation.figures.plots import correlation_figure
+
+N_CURVE_BINS = 16
+FEWEST_IN_BIN = 5
+MOST_MARKERS = 36
+MARKERS_PER_LABEL = 4
+FEWEST_OF_LABEL = 5
+"""A label with fewer training cells has no markers."""
+TINY = 1e-12
+N_CORRELATED_GENES = 80
+MOST_GIVEAWAY_GENES = 20
+
+
+class GeneMoments(NamedTuple):
+    """Of one side's values, each ``(n_genes,)``."""
+
+    means: Floats
+    variances: Floats
+    zeros: Floats
+    """Share of cells without the gene."""
+
+
+def gene_curves(pair: Pair) -> Picture:
+    """Draw variance and share of zeros of every gene against its mean."""
+    what = "count" if pair.frame.are_counts else "expression"
+    real, made = gene_moments(pair.real), gene_moments(pair.other)
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for width, of_side, colour in zip((5, 2), (real, made), SIDE_COLOURS, strict=True):
+        _draw_curve(panels[0], of_side.means, of_side.variances, colour, width)
+        _draw_curve(panels[1], of_side.means, of_side.zeros, colour, width)
+    handles = side_handles()
+    if pair.frame.are_counts:
+        handles.append(_draw_poisson(panels, real.means))
+    panels[0].set(xscale="log", yscale="log", ylabel=f"variance of the gene's {what}s")
+    panels[1].set(xscale="log", ylabel="share of cells without the gene")
+    for axes in panels:
+        axes.set_xlabel(f"mean {what} of the gene")
+        axes.grid(color=GRID_COLOUR)
+    plain_numbers(*panels)
+    legend_above(figure, handles)
+    return Picture(
+        "genes",
+        "Variance and zeros of genes by their mean",
+        _moments_sentence(real, made, what),
+        png(figure),
+    )
+
+
+def open_share_picture(pair: Pair) -> Picture:
+    """Draw the share of cells in which each peak is open, generated against real."""
+    sides = (pair.real, pair.other)
+    real, made = (1 - gene_moments(side).zeros for side in sides)
+    mean = gene_moments(pair.real).means
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    curve, shares = figure.subplots(1, 2)
+    for width, of_side, colour in zip((5, 2), sides, SIDE_COLOURS, strict=True):
+        found = gene_moments(of_side)
+        _draw_curve(curve, found.means, 1 - found.zeros, colour, width)
+    curve.set(xscale="log", yscale="log", xlabel="mean count of the peak")
+    curve.set_ylabel("share of cells in which it is open")
+    seen = (real > 0) & (made > 0)
+    shares.plot(real[seen], made[seen], ".", color="0.3", markersize=2, alpha=0.4)
+    shares.axline((0.01, 0.01), (0.1, 0.1), color=GRID_COLOUR, linewidth=1)
+    shares.set(xscale="log", yscale="log", xlabel="share of real cells")
+    shares.set_ylabel("share of generated cells")
+    for axes in (curve, shares):
+        axes.grid(color=GRID_COLOUR)
+    plain_numbers(curve, shares)
+    legend_above(figure, side_handles())
+    difference = float(np.abs(made - real).mean())
+    return Picture(
+        "open_shares",
+        "How many cells have each peak open, by its mean",
+        f"Share of cells in which a peak is open: mean {real.mean():.4f} in real and "
+        f"{made.mean():.4f} in generated cells, over {len(mean)} peaks; they differ by "
+        f"{difference:.4f} on average. {percent(float(np.mean(~seen)))} of the peaks "
+        f"are open on one side at most.",
+        png(figure),
+    )
+
+
+def gene_moments(side: Side) -> GeneMoments:
+    """Return mean, variance and share of zeros of every gene."""
+    values = sp.csr_matrix(side.values, dtype=np.float64)
+    means, variances = mean_variance_axis(values, axis=0)
+    return GeneMoments(means, variances, 1 - values.getnnz(axis=0) / len(side))
+
+
+def _draw_curve(
+    axes: Axes, means: Floats, values: Floats, colour: str, width: float
+) -> None:
+    """Draw genes as points, and their median in bins of the mean as a line.
+
+    The line of real cells is wide, that of generated ones narrow: both are seen where
+    they agree.
+    """
+    means, values = means[means > 0], values[means > 0]
+    if not len(means):
+        return
+    axes.scatter(means, values, s=4, c=colour, alpha=0.12, linewidths=0)
+    ends = np.geomspace(means.min(), means.max(), N_CURVE_BINS + 1)
+    bins = np.digitize(means, ends[1:-1])
+    filled = np.flatnonzero(np.bincount(bins) >= FEWEST_IN_BIN)
+    middles = [np.median(means[bins == of]) for of in filled]
+    medians = [np.median(values[bins == of]) for of in filled]
+    axes.plot(middles, medians, color=colour, linewidth=width)
+
+
+def _draw_poisson(panels: Sequence[Axes], means: Floats) -> Line2D:
+    style: dict[str, Any] = {"linestyle": "--", "color": "0.3", "linewidth": 1}
+    if (means > 0).any():
+        line = np.geomspace(means[means > 0].min(), means.max(), 100)
+        panels[0].plot(line, line, **style)
+        panels[1].plot(line, np.exp(-line), **style)
+    return Line2D([], [], label="Poisson", **style)
+
+
+def _moments_sentence(real: GeneMoments, made: GeneMoments, what: str) -> str:
+    both = (real.variances > 0) & (made.variances > 0)
+    mean_ratio, variance_ratio = (
+        np.median(second[both] / first[both]) if both.any() else np.nan
+        for first, second in zip(real[:2], made[:2], strict=True)
+    )
+    return (
+        f"Variance and share of zeros of {len(both)} genes against their mean {what}. "
+        f"In the median gene, the mean of generated cells is {mean_ratio:.2f} times "
+        f"that of real ones and the variance {variance_ratio:.2f} times. "
+        f"{100 * real.zeros.mean():.1f} % of all values of real cells are zero and "
+        f"{100 * made.zeros.mean():.1f} % of generated ones; "
+        f"{int((real.means == 0).sum())} genes are in no real cell and "
+        f"{int((made.means == 0).sum())} in no generated one."
+    )
+
+
+def marker_picture(pair: Pair) -> Picture | None:
+    """Draw detection and mean of marker genes by label, real beside generated.
+
+    Returns
+    -------
+    None when fewer than two labels have enough training cells to find markers.
+    """
+    markers = find_markers(pair.frame.training)
+    if not markers:
+        return None
+    labels = list(markers)
+    genes = np.concatenate(list(markers.values()))
+    own = np.repeat(np.arange(len(labels)), [len(of) for of in markers.values()])
+    sides = [_by_label(side, genes, labels) for side in (pair.real, pair.other)]
+    names = [pair.frame.gene_names[gene] for gene in genes]
+    return Picture(
+        "markers",
+        "Marker genes of every label",
+        _markers_sentence(sides, own, names, labels),
+        png(_dot_figure(sides, own, names, labels)),
+    )
+
+
+def find_markers(training: Side) -> dict[str, Rows]:
+    """Return columns of the genes that set each label's training cells apart.
+
+    Genes are ordered by Welch's t of log expression between a label's cells and all
+    others; a gene is the marker of one label only. A label has up to
+    `MARKERS_PER_LABEL` markers, fewer when there are many labels.
+    """
+    labels, codes = np.unique(training.labels, return_inverse=True)
+    numbers = np.bincount(codes)
+    enough = np.flatnonzero((numbers >= FEWEST_OF_LABEL) & (labels != ""))
+    enough = enough[:MOST_MARKERS]
+    if len(enough) < 2:
+        return {}
+    scores = welch_scores(training.log_values, codes)[enough]
+    scores[scores < scores.max(axis=0)] = -np.inf  # another label's
+    per_label = max(1, min(MARKERS_PER_LABEL, MOST_MARKERS // len(enough)))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :per_label]
+    return {
+        str(label): chosen[of_label[chosen] > 0]
+        for label, of_label, chosen in zip(labels[enough], scores, best, strict=True)
+    }
+
+
+def welch_scores(log_values: sp.csr_array, codes: Rows) -> Floats:
+    """Return Welch's t of every label against all others, ``(n_labels, n_genes)``.
+
+    Parameters
+    ----------
+    log_values
+        ``(n_cells, n_genes)``.
+    codes
+        Number of every cell's label, ``(n_cells,)``; every label has two cells or more,
+        or its scores mean nothing.
+    """
+    numbers = np.bincount(codes)
+    members = sp.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    sums = (members @ log_values).toarray()
+    squares = (members @ log_values.power(2)).toarray()
+    mean, error = _mean_and_error(sums, squares, numbers)
+    other_mean, other_error = _mean_and_error(
+        sums.sum(axis=0) - sums, squares.sum(axis=0) - squares, len(codes) - numbers
+    )
+    error = np.maximum(error + other_error, TINY)
+    scores: Floats = (mean - other_mean) / np.sqrt(error)
+    return scores
+
+
+def _mean_and_error(sums: Floats, squares: Floats, n: Rows) -> tuple[Floats, Floats]:
+    """Return means and their squared standard errors."""
+    n = np.maximum(n, 2)[:, None]
+    mean = sums / n
+    return mean, (squares / n - mean**2) / (n - 1)
+
+
+def _by_label(side: Side, genes: Rows, labels: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return share of cells and mean log expression, ``(n_genes, n_labels)`` each.
+
+    A label without cells is nan.
+    """
+    values = side.log_values[:, genes].toarray()
+    shares, means = np.full((2, len(genes), len(labels)), np.nan)
+    for column, label in enumerate(labels):
+        of_label = values[side.labels == label]
+        if len(of_label):
+            shares[:, column] = (of_label > 0).mean(axis=0)
+            means[:, column] = of_label.mean(axis=0)
+    return shares, means
+
+
+def _dot_figure(
+    sides: Sequence[tuple[Floats, Floats]],
+    own: Rows,
+    genes: Sequence[str],
+    labels: Sequence[str],
+) -> Figure:
+    titles = [shortened(label, 25) for label in labels]
+    height = 0.23 * len(genes) + 0.075 * max(map(len, titles)) + 1.2
+    figure = Figure(figsize=(0.7 * len(labels) + 3.4, height), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    scale = Normalize(0, np.nanmax([means for _, means in sides]))
+    for axes, side, name in zip(panels, sides, SIDE_NAMES, strict=True):
+        _draw_dots(axes, side, own, scale)
+        axes.set_title(name, fontsize=11)
+        axes.set_xticks(range(len(labels)), titles, rotation=90)
+        axes.tick_params(length=0, labelsize=9)
+    panels[0].set_yticks(range(len(genes)), genes)
+    bar = figure.colorbar(
+        ScalarMappable(scale, "YlGnBu"), ax=panels, shrink=0.4, aspect=15
+    )
+    bar.set_label("mean log expression")
+    handles = [
+        panels[0].scatter([], [], s=_dot_size(share), c="0.6", label=percent(share))
+        for share in (0.1, 0.5, 1.0)
+    ]
+    figure.legend(
+        handles=handles,
+        title="share of cells with the gene",
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_dots(
+    axes: Axes, side: tuple[Floats, Floats], own: Rows, scale: Normalize
+) -> None:
+    """Draw one side's dots; each label's own markers are framed."""
+    shares, means = side
+    n_genes, n_labels = shares.shape
+    x, y = np.meshgrid(np.arange(n_labels), np.arange(n_genes))
+    dots = axes.scatter(x, y, s=_dot_size(shares), c=means, norm=scale, cmap="YlGnBu")
+    dots.set(edgecolors="0.4", linewidths=0.4)
+    for label in np.unique(own):
+        rows = np.flatnonzero(own == label)
+        corner = (label - 0.47, rows[0] - 0.47)
+        frame = Rectangle(corner, 0.94, len(rows) - 0.06, fill=False, edgecolor="0.3")
+        axes.add_patch(frame)
+    axes.set(xlim=(-0.6, n_labels - 0.4), ylim=(n_genes - 0.4, -0.6))
+
+
+def _dot_size(shares: npt.ArrayLike) -> Floats:
+    return np.nan_to_num(90 * np.asarray(shares, np.float64))
+
+
+def _markers_sentence(
+    sides: Sequence[tuple[Floats, Floats]],
+    own: Rows,
+    genes: Sequence[str],
+    labels: Sequence[str],
+) -> str:
+    """Say how often each label's markers are found in its own cells."""
+    parts = []
+    for column, label in enumerate(labels):
+        rows = np.flatnonzero(own == column)
+        if len(rows):
+            real, made = (percent(shares[rows, column].mean()) for shares, _ in sides)
+            names = ", ".join(genes[int(row)] for row in rows)
+            parts.append(f"{label} ({names}): {real} and {made}")
+    return (
+        f"Share of cells with, and mean log expression of, {len(genes)} marker genes "
+        f"in {len(labels)} labels, real beside generated. Average share of a label's "
+        f"cells with its own markers, real and generated: {'; '.join(parts)}."
+    )
+
+
+def correlation_picture(pair: Pair) -> Picture | None:
+    """Draw correlations of the most variable genes, real upper right.
+
+    Returns
+    -------
+    None with fewer than two genes that vary on both sides.
+    """
+    values = [side.genes[:, :N_CORRELATED_GENES] for side in (pair.real, pair.other)]
+    varying = np.flatnonzero(np.logical_and(*(np.ptp(side, axis=0) for side in values)))
+    if len(varying) < 2:
+        return None
+    real, made = (
+        np.asarray(np.corrcoef(side[:, varying], rowvar=False)) for side in values
+    )
+    columns = pair.frame.space.genes[varying]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "correlations.png"
+        names = [pair.frame.gene_names[column] for column in columns]
+        correlation_figure(path, real, made, names)
+        image = path.read_bytes()
+    pairs = np.triu_indices(len(varying), 1)
+    sizes = [np.abs(matrix[pairs]).mean() for matrix in (real, made)]
+    return Picture(
+        "correlations",
+        "Gene-gene correlations",
+        f"Correlations of the {len(varying)} most variable genes, real cells upper "
+        f"right, generated lower left. Their mean size is {sizes[0]:.3f} in real and "
+        f"{sizes[1]:.3f} in generated cells; the mean difference is "
+        f"{np.abs(real - made)[pairs].mean():.3f}.",
+        image,
+    )
+
+
+def giveaway_picture(genes: Sequence[Mapping[str, Any]]) -> Picture:
+    """Draw the genes that tell generated from real cells, and what differs in them."""
+    shown = sorted(genes, key=lambda gene: -gene["importance"])[:MOST_GIVEAWAY_GENES]
+    figure = Figure(figsize=(10, 0.27 * len(shown) + 1.3), layout="constrained")
+    bars, *panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1.2, 1.2))
+    rows = np.arange(len(shown))
+    bars.barh(rows, [gene["importance"] for gene in shown], color="0.55", height=0.7)
+    bars.set_yticks(rows, [shortened(gene["gene"], 25) for gene in shown])
+    bars.set(xlabel="importance to the classifier", ylim=(len(shown) - 0.4, -0.6))
+    bars.locator_params(axis="x", nbins=4)
+    _draw_dumbbells(panels[0], shown, "detected")
+    panels[0].set(xlabel="share of cells with the gene", xlim=(-0.04, 1.04))
+    _draw_dumbbells(panels[1], shown, "mean")
+    panels[1].set_xlabel("mean log expression")
+    handles = side_handles()
+    handles[0].set_markerfacecolor("none")
+    legend_above(figure, handles)
+    named = "; ".join(
+        f"{gene['gene']} (importance {gene['importance']:.3f}), found in "
+        f"{percent(gene['real_detected'])} of real and "
+        f"{percent(gene['generated_detected'])} of generated cells"
+        for gene in shown[:5]
+    )
+    return Picture(
+        "giveaway_genes",
+        "Genes that give generated cells away",
+        f"The {len(shown)} genes that matter most to a classifier that tells generated "
+        f"from real cells. The first: {named}.",
+        png(figure),
+    )
+
+
+def _draw_dumbbells(axes: Axes, genes: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Draw both sides' numbers of every gene, joined; rings keep both to be seen."""
+    real, made = (
+        np.array([gene[f"{side}_{what}"] for gene in genes], np.float64)
+        for side in SIDE_NAMES
+    )
+    rows = np.arange(len(genes))
+    axes.hlines(rows, real, made, color="0.7", linewidth=2, zorder=1)
+    real_colour, made_colour = SIDE_COLOURS
+    axes.scatter(real, rows, s=70, facecolors="none", edgecolors=real_colour, lw=1.8)
+    axes.scatter(made, rows, s=22, c=made_colour)
+    axes.grid(axis="x", color=GRID_COLOUR)
+    axes.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""What a comparison says: verdict, tables, pages, model card."""

@@ -1,0 +1,1 @@
+"""Cells asked for, made by a trained model, and written."""

@@ -1,0 +1,1 @@
+"""cfDiffusion and scDiffusion."""

@@ -1,0 +1,1 @@
+"""scGAN and cscGAN."""

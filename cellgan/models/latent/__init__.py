@@ -1,0 +1,1 @@
+"""What families with an autoencoder of cells share."""

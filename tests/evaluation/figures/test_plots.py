@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+from unittest.mock import create_autospec
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from scipy.spatial.distance import pdist
+from sklearn.metrics import silhouette_score
+
+from cellgan.evaluation.figures import plots
+from tests.synthetic import make_cells
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """Collect the figures that are drawn, in place of saving them."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """Return two halves of synthetic cells and their labels."""
+    cells = make_cells(160)
+    return (
+        (cells.counts[:80], cells.counts[80:]),
+        (cells.labels[:80], cells.labels[80:]),
+    )
+
+
+def fast_embedding(monkeypatch) -> None:
+    """Draw the first two values of every cell in place of a map that takes seconds."""
+    monkeypatch.setattr(plots, "embed", lambda cells, **options: cells[:, :2])
+
+
+def test_embedding_figure_writes_an_image_and_returns_real_then_generated(
+    tmp_path, halves
+):
+    cells, labels = halves
+    path = tmp_path / "maps" / "map.png"
+    coordinates = plots.embedding_figure(path, *cells, *labels, seed=0)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert coordinates.shape == (160, 2)
+    assert silhouette_score(coordinates, np.concatenate(labels)) > 0.5
+
+
+def test_embedding_figure_takes_the_format_from_the_name(tmp_path, monkeypatch, halves):
+    fast_embedding(monkeypatch)
+    path = tmp_path / "map.jpg"
+    plots.embedding_figure(path, *halves[0], *halves[1], seed=0)
+    assert path.read_bytes().startswith(b"\xff\xd8\xff")
+
+
+def test_embedding_figure_leaves_pyplot_and_backend_alone(
+    tmp_path, monkeypatch, halves
+):
+    fast_embedding(monkeypatch)
+    before = (mpl.rcParams["backend"], plt.get_fignums())
+    plots.embedding_figure(tmp_path / "map.png", *halves[0], *halves[1], seed=0)
+    assert (mpl.rcParams["backend"], plt.get_fignums()) == before
+
+
+def test_embedding_is_the_same_for_the_same_seed(halves):
+    cells = np.vstack([side.toarray() for side in halves[0]])
+    first, again = (
+        plots.embed(cells, method="tsne", seed=1, log_components=False)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.slow
+def test_umap_separates_the_clusters(halves):
+    cells = np.vstack([side.toarray() for side in halves[0]])
+    coordinates = plots.embed(cells, method="umap", seed=0, log_components=True)
+    assert silhouette_score(coordinates, np.concatenate(halves[1])) > 0.5
+
+
+@pytest.mark.parametrize("log_components", [True, False])
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("n_cells", [1, 2, 3])
+def test_embedding_is_the_principal_components_when_cells_are_very_few(
+    n_cells, method, log_components
+):
+    cells = np.random.default_rng(0).poisson(2.0, (n_cells, 5)).astype(np.float32)
+    points = plots.embed(cells, method=method, seed=0, log_components=log_components)
+    values = np.log1p(cells) if log_components else cells
+    # two components hold all of three cells: the map turns them, and loses nothing
+    assert points.shape == (n_cells, 2)
+    assert points.dtype == np.float32
+    np.testing.assert_allclose(pdist(points), pdist(values), rtol=1e-4)
+    np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-5)
+
+
+def test_embedding_pads_with_zeros_when_there_is_one_gene():
+    cells = np.array([[1.0], [3.0], [8.0]], np.float32)
+    points = plots.embed(cells, method="tsne", seed=0, log_components=False)
+    np.testing.assert_allclose(np.abs(points), [[3, 0], [1, 0], [4, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)]
+)
+def test_embedding_maps_the_fewest_cells_that_both_methods_take(method):
+    cells = np.random.default_rng(0).poisson(2.0, (4, 5)).astype(np.float32)
+    points = plots.embed(cells, method=method, seed=0, log_components=True)
+    assert points.shape == (4, 2)
+    assert np.isfinite(points).all()
+
+
+@pytest.mark.parametrize("n_labels", [3, 10, 20, 35])
+def test_embedding_figure_gives_each_label_one_colour_for_both_sides(
+    drawn, monkeypatch, tmp_path, n_labels
+):
+    fast_embedding(monkeypatch)
+    labels = np.array([f"type {code:02}" for code in range(n_labels)])
+    cells = np.random.default_rng(0).normal(size=(n_labels, 2))
+    plots.embedding_figure(
+        tmp_path / "map.png", cells, cells, labels, labels[::-1], seed=0
+    )
+    real, generated = drawn[0].axes[0].collections
+    colours = real.get_facecolors()[:, :3]
+    rings = generated.get_edgecolors()[:, :3]
+    np.testing.assert_array_equal(colours, rings[::-1])
+    assert len(np.unique(colours, axis=0)) == n_labels
+    assert len(generated.get_facecolors()) == 0
+
+
+def test_embedding_figure_keeps_colours_when_a_label_is_absent(
+    drawn, monkeypatch, tmp_path
+):
+    fast_embedding(monkeypatch)
+    cells = np.zeros((1, 2))
+    for categories in (["a", "b", "c"], ["c"]):
+        plots.embedding_figure(
+            tmp_path / "map.png",
+            cells,
+            cells,
+            np.array(["c"]),
+            np.array(["c"]),
+            seed=0,
+            categories=categories,
+        )
+    among_three, alone = (
+        tuple(figure.axes[0].collections[0].get_facecolors()[0]) for figure in drawn
+    )
+    assert among_three != alone
+
+
+def test_embedding_figure_names_every_label_and_both_sides_in_the_legend(
+    drawn, monkeypatch, tmp_path, halves
+):
+    fast_embedding(monkeypatch)
+    cells, labels = halves
+    plots.embedding_figure(tmp_path / "map.png", *cells, *labels, seed=0)
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == ["real", "generated", "type A", "type B", "type C"]
+
+
+def test_embedding_figure_is_blue_and_red_without_labels(
+    drawn, monkeypatch, tmp_path, halves
+):
+    fast_embedding(monkeypatch)
+    plots.embedding_figure(tmp_path / "map.png", *halves[0], seed=0)
+    real, generated = drawn[0].axes[0].collections
+    red, _, blue, _ = real.get_facecolors()[0]
+    assert blue > red
+    red, _, blue, _ = generated.get_edgecolors()[0]
+    assert red > blue
+
+
+@pytest.fixture
+def mapped(monkeypatch) -> list[np.ndarray]:
+    """Collect what t-SNE is given, in place of running it."""
+    given: list[np.ndarray] = []
+
+    class Recorder:
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def fit_transform(self, cells: np.ndarray) -> np.ndarray:
+            given.append(cells)
+            return cells[:, :2]
+
+    monkeypatch.setattr(plots, "TSNE", Recorder)
+    return given
+
+
+def test_embedding_maps_50_components_of_log_values(mapped, halves):
+    cells = halves[0][0].toarray()
+    plots.embed(cells, method="tsne", seed=0, log_components=True)
+    logged = np.log1p(cells) - np.log1p(cells).mean(axis=0)
+    lengths = np.linalg.svd(logged, compute_uv=False)[:50]
+    np.testing.assert_allclose(np.linalg.norm(mapped[0], axis=0), lengths, rtol=1e-2)
+
+
+def test_embedding_maps_values_as_they_are_when_told(mapped, halves):
+    cells = halves[0][0].toarray()
+    plots.embed(cells, method="tsne", seed=0, log_components=False)
+    np.testing.assert_array_equal(mapped[0], cells)
+
+
+def test_correlation_figure_has_generated_lower_left_and_real_upper_right(
+    drawn, tmp_path
+):
+    real = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
+    plots.correlation_figure(tmp_path / "c.png", real, -real, ["x", "y", "z"])
+    axes = drawn[0].axes[0]
+    shown = np.asarray(axes.images[0].get_array())
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    order = ["xyz".index(name) for name in names]
+    arranged = real[np.ix_(order, order)]
+    upper, lower = np.triu_indices(3, 1), np.tril_indices(3, -1)
+    np.testing.assert_array_equal(shown[upper], arranged[upper])
+    np.testing.assert_array_equal(shown[lower], -arranged[lower])
+    assert axes.images[0].origin == "upper"
+
+
+def test_gene_figure_draws_generated_against_real(drawn, tmp_path):
+    real, generated = np.array([0.1, 0.5]), np.array([0.2, 0.4])
+    plots.gene_figure(
+        tmp_path / "g.png", (real, generated), (generated, real), (0.9, 0.8)
+    )
+    means, rates = (axes.collections[0].get_offsets() for axes in drawn[0].axes)
+    np.testing.assert_array_equal(means, np.column_stack([real, generated]))
+    np.testing.assert_array_equal(rates, np.column_stack([generated, real]))
+
+
+def test_strategy_figure_orders_fractions_and_draws_their_intervals(drawn, tmp_path):
+    scores = {
+        "reduced": [plots.Estimate(0.5, 0.4, 0.6), plots.Estimate(0.1, 0.0, 0.2)],
+        "augmented": [plots.Estimate(0.8, 0.7, 0.9), plots.Estimate(0.6, 0.5, 0.7)],
+    }
+    plots.strategy_figure(tmp_path / "f.png", [0.5, 0.01], scores, title="type A")
+    axes = drawn[0].axes[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[0.01, 0.1], [0.5, 0.5]])
+    band = axes.collections[1].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 0.9)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*scores]
+
+
+NOT_MATHEMATICS = ("CD4$^{hi$", "$x^2$ and $y$")
+
+
+def draw_embedding(path, text):
+    cells, labels = np.eye(2), np.array([text, "other"])
+    plots.embedding_figure(path, cells, cells, labels, labels, seed=0, title=text)
+
+
+def draw_strategies(path, text):
+    scores = {text: [plots.Estimate(0.5, 0.4, 0.6)]}
+    plots.strategy_figure(path, [0.5], scores, title=text)
+
+
+def draw_correlations(path, text):
+    plots.correlation_figure(path, np.eye(2), np.eye(2), [text, "other"])
+
+
+@pytest.mark.parametrize("text", NOT_MATHEMATICS)
+@pytest.mark.parametrize("draw", [draw_embedding, draw_strategies, draw_correlations])
+def test_figure_shows_text_as_it_is_when_it_has_dollar_signs(
+    monkeypatch, tmp_path, draw, text
+):
+    fast_embedding(monkeypatch)
+    savefig = create_autospec(Figure.savefig, side_effect=Figure.savefig)
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    draw(tmp_path / "figure.png", text)
+    figure = savefig.call_args.args[0]
+    shown = [found for found in figure.findobj(Text) if found.get_text() == text]
+    assert len(shown) >= 2  # title and legend, or the ticks of both axes
+    assert not any(found.get_parse_math() for found in shown)
+
+
+def test_figure_is_not_left_half_written_when_saving_fails(tmp_path):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"earlier")
+    with pytest.raises(ValueError, match="not supported"):
+        plots.save(Figure(), path.with_suffix(".docx"))
+    assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
+    assert path.read_bytes() == b"earlier"
+
+
+def test_legend_of_a_correction_is_in_natural_order(tmp_path, drawn):
+    points = np.zeros((3, 2))
+    batches = np.array(["lane 10", "lane 2", "lane 1"])
+    labels = np.array(["T", "B", "T"])
+    plots.integration_figure(
+        tmp_path / "map.png", (points, points), batches, labels, "lane"
+    )
+    legends = [axes.get_legend() for axes in drawn[0].axes]
+    texts = [[t.get_text() for t in legend.get_texts()] for legend in legends if legend]
+    assert texts == [["lane 1", "lane 2", "lane 10"], ["B", "T"]]
