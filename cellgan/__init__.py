@@ -44,7 +44,7 @@ def load(folder: str | Path, *, step: int | None = None) -> TrainedModel:
     """
     from cellgan.start import load_tensorflow  # noqa: PLC0415
 
-    load_tensorflow()
+    load_tensorflow(whole_keras=True)  # the user may want it later
     from cellgan.generation.trained_model import TrainedModel  # noqa: PLC0415  (keeps import light)
 
     return TrainedModel.load(folder, step=step)
