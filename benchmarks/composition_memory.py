@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 
-from cellgan.composition.plan import Study
+from cellgan.composition.study import Study
 from cellgan.config.parameters import parse_study
 from preprocessing.composition.corpora import process_composition
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cellgan import __version__, queue
-from cellgan.composition.plan import Study
+from cellgan.composition.study import Study
 from cellgan.config.parameters import Parameters, load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment

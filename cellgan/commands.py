@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import queue
-from cellgan.composition.plan import Study
+from cellgan.composition.study import Study
 from cellgan.config import parameters as config
 from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError, did_you_mean

@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "pure": (
         "cellgan",
+        "cellgan.composition.eligible",
         "cellgan.composition.plan",
+        "cellgan.composition.study",
         "cellgan.config",
         "cellgan.data.manifest",
         "cellgan.errors",

@@ -25,7 +25,6 @@ from sklearn.decomposition import PCA
 
 from cellgan.composition import report as composition_report
 from cellgan.composition import statistics as composition
-from cellgan.composition.plan import Study, missing_genes
 from cellgan.composition.statistics import (
     COMPONENTS,
     MEAN_PROFILE,
@@ -36,6 +35,7 @@ from cellgan.composition.statistics import (
     resampled_medians,
     summarise,
 )
+from cellgan.composition.study import Study, missing_genes
 from cellgan.config.composition import METRICS
 from cellgan.data.batches import CellBatch, cells_in_order
 from cellgan.data.manifest import RNA, DatasetManifest

@@ -28,24 +28,28 @@ import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 from natsort import natsorted
 
-from cellgan.composition.plan import (
-    DATA_KEYS,
-    SCHEMA_VERSION,
-    SOURCE,
-    Corpus,
+from cellgan.composition.eligible import (
     Eligible,
     Exclusion,
     Names,
-    PlannedPart,
-    Study,
-    data_parameters,
-    data_seed,
-    digest,
     exclude,
     hold_out,
     is_among,
-    missing_genes,
+)
+from cellgan.composition.plan import (
+    SOURCE,
+    Corpus,
+    PlannedPart,
+    data_seed,
+    digest,
     plan_corpora,
+)
+from cellgan.composition.study import (
+    DATA_KEYS,
+    SCHEMA_VERSION,
+    Study,
+    data_parameters,
+    missing_genes,
     training_seed,
 )
 from cellgan.config.composition import Composition, VariableGenes

@@ -11,17 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellgan.composition.plan import (
-    Eligible,
-    exclude,
-    hold_out,
-    part_sizes,
-    plan_corpora,
-    seeded_order,
-    shares_of,
-    slot_order,
-    training_steps,
-)
+from cellgan.composition.eligible import Eligible, exclude, hold_out, seeded_order
+from cellgan.composition.plan import part_sizes, plan_corpora, shares_of, slot_order
+from cellgan.composition.study import training_steps
 from cellgan.config.composition import (
     Budget,
     EvaluationSet,
@@ -208,7 +200,7 @@ def test_seed_scope_says_what_differs_between_seeds(
     same_cells: object,
     training_seeds: list[int],
 ) -> None:
-    from cellgan.composition.plan import training_seed
+    from cellgan.composition.study import training_seed
 
     asked = study(MIXTURES, seeds=[4, 9], seed_scope=scope)
     found = rows_of(asked, a=eligible(100), b=eligible(40))

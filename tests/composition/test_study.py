@@ -14,7 +14,7 @@ import pytest
 
 from cellgan import commands
 from cellgan.cli import main
-from cellgan.composition.plan import Study
+from cellgan.composition.study import Study
 from cellgan.config.parameters import load_parameters
 from cellgan.errors import CellganError
 from tests.composition_studies import composition, write_parameters, write_source

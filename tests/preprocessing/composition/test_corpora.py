@@ -18,7 +18,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.cli import main
-from cellgan.composition.plan import Study
+from cellgan.composition.study import Study
 from cellgan.config.composition import Filter, Quality, Source, VariableGenes
 from cellgan.config.parameters import load_parameters
 from cellgan.data.records import RECORD_FILES, read_shard
