@@ -8,9 +8,11 @@ name and returns one sentence per fault. A new room is registered in `GROUPS`.
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
 import graphlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -83,6 +85,12 @@ HEAVY = TENSORFLOW | {
     *("anndata", "igraph", "matplotlib", "mudata", "pandas", "scanpy", "sklearn"),
     *("torch", "umap", "zarr"),
 }
+
+DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+# Names that say the same of whatever they are of.
+SHARED_NAMES = frozenset({"describe"})
+# Keras calls layers and asks for their configuration; PyTorch's unpickler, Lightning.
+CALLED_BY_LIBRARIES = frozenset({"call", "get_config", "find_class"})
 
 Modules = Mapping[str, ast.Module]
 
@@ -335,6 +343,49 @@ def mutable_state(modules: Modules) -> list[str]:
 
 def is_constant(name: str) -> bool:
     return name.isupper() or (name.startswith("__") and name.endswith("__"))
+
+
+def repeated_public_names(modules: Modules) -> list[str]:
+    """Find functions and classes of one name in several modules."""
+    homes: dict[str, list[str]] = {}
+    for module, tree in modules.items():
+        for node in tree.body:
+            if isinstance(node, DEFINITIONS) and node.name not in SHARED_NAMES:
+                homes.setdefault(node.name, []).append(module)
+    return [
+        f"{name} is defined in {' and '.join(places)}: give each its own name."
+        for name, places in homes.items()
+        if not name.startswith("_") and len(places) > 1
+    ]
+
+
+def unused_public_names(modules: Modules, root: Path = ROOT) -> list[str]:
+    """Find public definitions, methods too, that only tests mention, or nothing."""
+    scripts = [*root.glob("benchmarks/*.py"), *root.glob("Misc/*.py")]
+    mentions = collections.Counter[str]()
+    for tree in (*modules.values(), *map(parse, scripts)):
+        mentions.update(_mentions(tree))
+    return [
+        f"{module}:{node.lineno} {node.name}: nothing but tests uses it; delete it."
+        for module, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, DEFINITIONS)
+        and not node.name.startswith("_")
+        and node.name not in CALLED_BY_LIBRARIES
+        and not mentions[node.name]
+    ]
+
+
+def _mentions(tree: ast.Module) -> Iterator[str]:
+    """Yield every name that is read, and the words of texts that are no docstrings."""
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from () if id(node) in texts else re.findall(r"\w+", node.value)
 
 
 def model_types(modules: Modules) -> dict[str, str]:

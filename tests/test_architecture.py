@@ -18,8 +18,10 @@ from tests.architecture import (
     prints,
     private_names,
     read_house,
+    repeated_public_names,
     tensorflow_in_evaluation,
     unknown_rooms,
+    unused_public_names,
     wrong_way_imports,
 )
 
@@ -273,4 +275,38 @@ def test_family_without_its_class_is_found(family) -> None:
 
     assert incomplete_families(modules, folder) == [
         "new: no class New in cellgan.models.new.model."
+    ]
+
+
+def test_public_name_of_two_modules_is_found() -> None:
+    small = house(
+        cellgan__a="def draw(): ...\ndef _own(): ...\ndef describe(): ...",
+        cellgan__b="class draw: ...\ndef _own(): ...\ndef describe(): ...",
+    )
+
+    (fault,) = repeated_public_names(small)
+    assert fault.startswith("draw is defined in cellgan.a and cellgan.b")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from cellgan.a import Draw\nDraw()",
+        "a.Draw()",
+        "TABLE = {'new': 'cellgan.a:Draw'}",
+    ],
+)
+def test_public_name_that_is_mentioned_is_allowed(use: str, tmp_path: Path) -> None:
+    small = house(cellgan__a="class Draw: ...", cellgan__b=use)
+
+    assert not unused_public_names(small, tmp_path)
+
+
+def test_public_name_that_nothing_uses_is_found(tmp_path: Path) -> None:
+    source = '"""Draw is told of here."""\nclass Draw:\n    def again(self): ...'
+    faults = unused_public_names(house(cellgan__a=source), tmp_path)
+
+    assert [fault.partition(":")[2].split(":")[0] for fault in faults] == [
+        "2 Draw",
+        "3 again",
     ]

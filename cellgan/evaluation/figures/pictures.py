@@ -27,9 +27,9 @@ from cellgan.evaluation.figures.genes import (
     correlation_picture,
     gene_curves,
     giveaway_picture,
-    marker_picture,
     open_share_picture,
 )
+from cellgan.evaluation.figures.markers import marker_picture
 
 __all__ = ["NearestDistances", "Picture", "draw_pictures", "guidance_picture"]
 

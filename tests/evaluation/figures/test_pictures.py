@@ -15,6 +15,7 @@ from scipy import stats
 from cellgan.evaluation.comparison.pairs import make_pair, make_side
 from cellgan.evaluation.figures import cells as cell_pictures
 from cellgan.evaluation.figures import genes as gene_pictures
+from cellgan.evaluation.figures import markers as marker_pictures
 from cellgan.evaluation.figures.cells import CellMap, NearestDistances
 from cellgan.evaluation.figures.pictures import draw_pictures
 from tests.evaluation.documents import NASTY, make_experiment
@@ -214,17 +215,17 @@ def test_poisson_is_drawn_for_counts_alone(pair, figures):
 
 
 def test_markers_are_the_genes_that_differ_between_labels(frame):
-    markers = gene_pictures.find_markers(frame.training)
+    markers = marker_pictures.find_markers(frame.training)
     assert list(markers) == list(TYPES)
     for code, genes in enumerate(markers.values()):  # ten of each type are raised
-        assert len(genes) == gene_pictures.MARKERS_PER_LABEL
+        assert len(genes) == marker_pictures.MARKERS_PER_LABEL
         assert set(genes) <= set(range(10 * code, 10 * (code + 1)))
 
 
 def test_welch_scores_are_those_of_scipy(frame):
     side = frame.training
     codes = np.unique(side.labels, return_inverse=True)[1]
-    scores = gene_pictures.welch_scores(side.log_values, codes)
+    scores = marker_pictures.welch_scores(side.log_values, codes)
     values = side.log_values.toarray().astype(np.float64)
     for code in range(len(TYPES)):
         inside, outside = values[codes == code], values[codes != code]
@@ -240,7 +241,7 @@ def test_a_gene_is_the_marker_of_the_label_it_scores_highest_for(frame):
     values[20:40, :2] += 15  # gene 0 is high in b too, higher in a
     logged = sp.csr_array(np.log1p(values))
     side = dataclasses.replace(frame.training, log_values=logged, labels=labels)
-    markers = gene_pictures.find_markers(side)
+    markers = marker_pictures.find_markers(side)
     assert markers["a"][0] == 0
     assert markers["b"][0] == 1
     assert 0 not in markers["b"]
@@ -250,17 +251,17 @@ def test_labels_of_few_training_cells_have_no_markers(frame):
     labels = frame.training.labels.copy()
     labels[:4] = "rare"
     side = dataclasses.replace(frame.training, labels=labels)
-    assert list(gene_pictures.find_markers(side)) == list(TYPES)
+    assert list(marker_pictures.find_markers(side)) == list(TYPES)
     alike = dataclasses.replace(frame.training, labels=np.full(len(labels), "one"))
-    assert gene_pictures.find_markers(alike) == {}
+    assert marker_pictures.find_markers(alike) == {}
 
 
 def test_marker_picture_draws_shares_and_means_of_both_sides(pair, figures):
     real = pair.real.values.toarray()
-    picture = gene_pictures.marker_picture(with_other(pair, np.zeros_like(real)))
+    picture = marker_pictures.marker_picture(with_other(pair, np.zeros_like(real)))
     (figure,) = figures()
     genes = np.concatenate(
-        list(gene_pictures.find_markers(pair.frame.training).values())
+        list(marker_pictures.find_markers(pair.frame.training).values())
     )
     rows = pair.real.labels == "type B"
     shares = (real[rows][:, genes] > 0).mean(axis=0)
