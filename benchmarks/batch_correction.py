@@ -22,7 +22,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 from preprocessing.readers.open import open_raw_file, read_matrix

@@ -43,7 +43,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 from turns import Cost, Task, time_in_turn
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import (
     CellBatch,
     evaluation_batches,

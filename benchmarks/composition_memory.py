@@ -29,7 +29,7 @@ import pandas as pd
 from anndata.io import write_elem
 
 from cellgan.composition.study import Study
-from cellgan.config.parameters import parse_study
+from cellgan.config.reading import parse_study
 from preprocessing.composition.corpora import process_composition
 
 FACTORS = (1, 2, 4)

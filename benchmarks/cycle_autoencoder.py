@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 from turns import Cost, Task, time_in_turn
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model

@@ -44,7 +44,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from turns import Task, time_in_turn
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.evaluation.comparison.sides import compare_experiment
 from cellgan.experiment import Experiment

@@ -40,7 +40,7 @@ import tensorflow as tf
 from diffusion_sampling import N_LABELS, N_LATENT, torch
 from turns import Task, time_in_turn
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import (
     evaluation_batches,
     prepared_batches,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.start import load_tensorflow
 

@@ -24,7 +24,7 @@ set_environment()
 import numpy as np
 import tensorflow as tf
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel

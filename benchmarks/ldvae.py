@@ -45,7 +45,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 from turns import Cost
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import CellBatch, training_batches
 from cellgan.data.manifest import (
     RNA,

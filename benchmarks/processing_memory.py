@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from preprocessing import write_tfrecords  # noqa: F401  (processing imports it late)
 from preprocessing.process_raw import process_raw

@@ -19,7 +19,9 @@ from typing import Any
 
 from cellgan import __version__, queue
 from cellgan.composition.study import Study
-from cellgan.config.parameters import Parameters, load_parameters
+from cellgan.config.model_types import require_ability
+from cellgan.config.parameters import Parameters
+from cellgan.config.reading import load_parameters
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 from cellgan.experiment import Experiment
 
@@ -32,6 +34,7 @@ STUDIES = (
     *("augment", "correct", "guidance_sweep", "interpolate", "translate"),
     *("counterfactual", "embed", "influence"),
 )
+NO_ENCODER = "has no encoder of cells"
 EMBEDDED_LAYERS = ("normalized", "predictive")
 DEFAULT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CELLS_PER_WEIGHT = 100
@@ -146,7 +149,9 @@ def _run_compositions(
 
 def _run_actions(experiment: Experiment, options: argparse.Namespace) -> int:
     if options.embed:  # before hours of training
-        experiment.parameters.model.check_encoder("--embed")
+        require_ability(
+            experiment.parameters.model, "has_encoder", "--embed", NO_ENCODER
+        )
 
     from cellgan import commands  # noqa: PLC0415
 
@@ -339,7 +344,7 @@ def _evaluate_files(options: argparse.Namespace) -> int:
 def _print_config(experiments: Sequence[Experiment], studies: Sequence[Study]) -> int:
     import json  # noqa: PLC0415
 
-    from cellgan.config.parameters import as_used  # noqa: PLC0415
+    from cellgan.config.reading import as_used  # noqa: PLC0415
 
     document = {of.name: as_used(of.parameters) for of in experiments}
     document |= {of.name: as_used(of.parameters) for of in studies}

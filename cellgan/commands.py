@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cellgan import queue
 from cellgan.composition.study import Study
-from cellgan.config import parameters as config
+from cellgan.config.model_types import family_of, types_with
+from cellgan.config.parameters import GenerationParameters
+from cellgan.config.reading import with_generation
 from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError, did_you_mean
 from cellgan.experiment import Experiment, write_json
@@ -40,10 +42,6 @@ LEAK = 3
 """Exit code of ``--fail-on-leak`` when training cells were copied."""
 PREPARED_CELLS = 1024
 """Cells that a stage prepares at a time."""
-IMPORTED: Mapping[str, str] = types.MappingProxyType(
-    {"cfgen": "CFGen", "cfdiffusion": "cfDiffusion"}
-)
-"""Families whose original weights can be read -> ``model.type``."""
 LEADERBOARD = "leaderboard"
 """Folder, beside the experiments, of the report on all of them."""
 
@@ -313,19 +311,20 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
     CheckpointError
         As `cellgan.weight_import.import_weights`.
     """
-    if family not in IMPORTED:
+    original = {family_of(kind): kind for kind in types_with("imports_weights")}
+    if family not in original:
         msg = (
-            f'--import-weights: no family "{family}".{did_you_mean(family, IMPORTED)}'
-            f" Families: {', '.join(IMPORTED)}."
+            f'--import-weights: no family "{family}".{did_you_mean(family, original)}'
+            f" Families: {', '.join(original)}."
         )
         raise ConfigError(msg)
     experiment.manifest()  # not processed: said before anything is read
     experiment.check_frozen("input_ds")
     kind = experiment.parameters.model.type
-    if kind != IMPORTED[family]:
+    if kind != original[family]:
         msg = (
             f"--import-weights {family}: model.type of {experiment.name} is "
-            f'"{kind}", expected "{IMPORTED[family]}".'
+            f'"{kind}", expected "{original[family]}".'
         )
         raise ConfigError(msg)
     if experiment.has_checkpoint:
@@ -343,7 +342,7 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
 
 def _generation_settings(
     experiment: Experiment, given: Mapping[str, Any]
-) -> config.GenerationParameters:
+) -> GenerationParameters:
     """Return the ``generation`` block of an experiment, with what is given over it.
 
     Raises
@@ -353,7 +352,7 @@ def _generation_settings(
     """
     experiment.check_frozen("input_ds", "model")
     known = {key: of for key, of in given.items() if of is not None}
-    return config.with_generation(experiment.parameters, known).generation
+    return with_generation(experiment.parameters, known).generation
 
 
 def generate(

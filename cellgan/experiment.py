@@ -38,12 +38,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cellgan.config.parameters import (
-    ExperimentParameters,
-    as_json,
-    parse_experiment,
-    read_json,
-)
+from cellgan.config.parameters import ExperimentParameters
+from cellgan.config.reading import as_json, parse_experiment, read_json
 from cellgan.data.manifest import (
     Combination,
     CovariateVocabulary,

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from cellgan.config.model_types import weights_module
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.experiment import Experiment, write_json
 from cellgan.models import build_model
-from cellgan.models.cfdiffusion import weights as cfdiffusion_weights
-from cellgan.models.cfgen import weights as cfgen_weights
 from cellgan.models.torch_weights import Filled, SavedModel
 from cellgan.training.checkpoints import StageCheckpoint
 
@@ -46,13 +45,6 @@ DAMAGED = (
     *(ImportError, MemoryError, zipfile.BadZipFile),
 )
 """What unpickling raises for files that are damaged, or made to mislead."""
-
-
-FILLS: Mapping[str, Callable[..., Filled]] = {
-    "cfgen": cfgen_weights.fill,
-    "cfdiffusion": cfdiffusion_weights.fill,
-}
-"""What gives a model the weights of files, by family."""
 
 
 class Placeholder:
@@ -108,7 +100,7 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
     Parameters
     ----------
     family
-        A key of `FILLS`.
+        Of the experiment's model, as a user names it.
 
     Raises
     ------
@@ -123,7 +115,8 @@ def import_weights(experiment: Experiment, family: str, files: Sequence[Path]) -
         found = read_checkpoint(file)
         saved.append(SavedModel(str(file), found.weights, found.settings))
     model = build_model(experiment.parameters, manifest)
-    filled = FILLS[family](model, saved, experiment.parameters, manifest)
+    original = weights_module(experiment.parameters.model.type)
+    filled: Filled = original.fill(model, saved, experiment.parameters, manifest)
     for note in filled.notes:
         log.info("%s: %s", experiment.name, note)
     log.info(

@@ -15,7 +15,8 @@ import mudata
 import numpy as np
 from anndata.io import write_elem
 
-from cellgan.config.parameters import InputParameters, as_json
+from cellgan.config.parameters import InputParameters
+from cellgan.config.reading import as_json
 from cellgan.data.manifest import (
     ATAC,
     RNA,

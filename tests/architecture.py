@@ -52,6 +52,7 @@ GROUPS = {
     "commands": ("cellgan.commands",),
     "command line": ("cellgan.cli", "main"),
 }
+CONFIGURATION = r"cellgan\.models\.\w+\.config"
 ROOMS = tuple(room for rooms in GROUPS.values() for room in rooms)
 
 # What these rooms may import of ours, on top of the direction.
@@ -162,7 +163,12 @@ def _absolute(node: ast.ImportFrom, module: str, modules: Modules) -> str:
 
 
 def room_of(module: str) -> str | None:
-    """Return the room a module is in; the package `cellgan` is only its __init__."""
+    """Return the room a module is in; the package `cellgan` is only its __init__.
+
+    A family's configuration is in the room of configurations, wherever its file is.
+    """
+    if re.fullmatch(CONFIGURATION, module):
+        return "cellgan.config"
     inside = [r for r in ROOMS if module == r or module.startswith(f"{r}.")]
     room = max(inside, key=len, default=None)
     return None if room == "cellgan" and module != "cellgan" else room
@@ -388,32 +394,28 @@ def _mentions(tree: ast.Module) -> Iterator[str]:
             yield from () if id(node) in texts else re.findall(r"\w+", node.value)
 
 
-def model_types(modules: Modules) -> dict[str, str]:
-    """Read the literal table MODEL_TYPES: name -> "module:Class"."""
+def model_types(modules: Modules) -> dict[str, tuple[str, str, str]]:
+    """Read the literal table MODEL_TYPES: name -> (package, configuration, model)."""
     (table,) = (
         node.value
         for node in modules["cellgan.config.model_types"].body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         and "MODEL_TYPES" in ast.unparse(node).partition("=")[0]
     )
-    assert isinstance(table, ast.Dict)
-    return {
-        ast.literal_eval(key): ast.literal_eval(value.elts[1])
-        for key, value in zip(table.keys, table.values, strict=True)
-    }
+    assert table is not None
+    return dict(ast.literal_eval(table))
 
 
 def incomplete_families(modules: Modules, root: Path = ROOT) -> list[str]:
     """Find model types without their class, tests, reference or example."""
     faults = []
     examples = _example_types(root / "Misc" / "parameters")
-    for name, place in model_types(modules).items():
-        module, _, wanted = place.partition(":")
-        tree = modules.get(module, ast.Module([], []))
-        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-        if wanted not in classes:
-            faults.append(f"{name}: no class {wanted} in {module}.")
-        family = module.split(".")[2]
+    for name, (package, *wanted) in model_types(modules).items():
+        for file, needed in zip(("config", "model"), wanted, strict=True):
+            tree = modules.get(f"{package}.{file}", ast.Module([], []))
+            if needed not in (n.name for n in tree.body if isinstance(n, ast.ClassDef)):
+                faults.append(f"{name}: no class {needed} in {package}.{file}.")
+        family = package.rpartition(".")[2]
         tests = root / "tests" / "models" / family
         if not any(tests.glob("test_*.py")):
             faults.append(f"{name}: no tests in tests/models/{family}.")

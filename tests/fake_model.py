@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import DatasetManifest
 from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel

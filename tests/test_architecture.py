@@ -237,10 +237,11 @@ def family(tmp_path: Path) -> tuple[dict[str, ast.Module], Path]:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    table = "MODEL_TYPES = {'new': (NewConfig, 'cellgan.models.new.model:New')}"
+    table = "MODEL_TYPES = {'new': ('cellgan.models.new', 'NewConfig', 'New')}"
     modules = house(
         cellgan__config__model_types=table,
-        cellgan__models__new__model="class New:\n    pass",
+        cellgan__models__new__config="class NewConfig: ...",
+        cellgan__models__new__model="class New: ...",
     )
     return modules, tmp_path
 

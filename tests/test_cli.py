@@ -13,7 +13,7 @@ import pytest
 
 from cellgan import commands
 from cellgan.cli import SOLVER_KEYS, main
-from cellgan.config.parameters import as_used, parse_experiment
+from cellgan.config.reading import as_used, parse_experiment
 from cellgan.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cellgan import commands
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import SolverSettings

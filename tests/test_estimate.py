@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 
 from cellgan import estimate, models
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.estimate import (
     Estimate,
     describe,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cellgan.config.parameters import ExperimentParameters, parse_experiment
+from cellgan.config.parameters import ExperimentParameters
+from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import (
     Experiment,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cellgan import commands
-from cellgan.config.parameters import ExperimentParameters, parse_experiment
+from cellgan.config.parameters import ExperimentParameters
+from cellgan.config.reading import parse_experiment
 from cellgan.evaluation.comparison.space import log_expression
 from cellgan.evaluation.evaluate import evaluate
 from cellgan.experiment import Experiment

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import CellBatch, prepared_batches
 from cellgan.evaluation.metrics.reconstruction import (
     accuracy_of_counts,

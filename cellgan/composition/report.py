@@ -28,7 +28,7 @@ import cellgan
 from cellgan.composition import figures
 from cellgan.composition.statistics import TITLES, TRAINED, Verdict, verdict
 from cellgan.config.composition import Composition
-from cellgan.config.parameters import as_json
+from cellgan.config.reading import as_json
 from cellgan.evaluation.figures.canvas import Picture
 from cellgan.evaluation.report.html import picture_section, shell
 from cellgan.evaluation.report.markup import bullets, cell, number_cell, table

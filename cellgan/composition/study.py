@@ -28,10 +28,8 @@ from cellgan.config.parameters import (
     ExperimentParameters,
     StageParameters,
     StudyParameters,
-    as_json,
-    parse_experiment,
-    read_json,
 )
+from cellgan.config.reading import as_json, parse_experiment, read_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment
 

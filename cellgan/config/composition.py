@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cellgan.config.model_types import STRICT
+from cellgan.config.base import STRICT
 from cellgan.errors import did_you_mean
 
 Name = Annotated[str, Field(min_length=1)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cellgan
-from cellgan.config.parameters import as_json
+from cellgan.config.reading import as_json
 from cellgan.errors import ConfigError, DataError
 from cellgan.evaluation.comparison.pairs import Pair, concatenate, make_pair
 from cellgan.evaluation.comparison.sides import (

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from cellgan.config.model_types import ModelConfig
+from cellgan.config.base import ModelConfig
 from cellgan.data.manifest import RNA, Combination, DatasetManifest
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.generation.integer_counts import uniform

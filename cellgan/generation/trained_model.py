@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 import cellgan
 from cellgan import models
-from cellgan.config.model_types import GanConfig, ModelConfig
-from cellgan.config.parameters import as_json
+from cellgan.config.base import ModelConfig
+from cellgan.config.reading import as_json
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import DataError
 from cellgan.experiment import Experiment
@@ -437,7 +437,7 @@ class TrainedModel:
             return "counts"
         size = self.manifest.target_library_size
         model = self.experiment.parameters.model
-        if isinstance(model, GanConfig) and model.output_LSN is None:
+        if not model.rescales_cells:
             return (
                 f"trained on library sizes normalised to {size}, not rescaled, no log"
             )

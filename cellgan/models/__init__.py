@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from cellgan.config.model_types import MODEL_TYPES
-from cellgan.config.parameters import ExperimentParameters
-from cellgan.data.manifest import DatasetManifest
+from cellgan.config.model_types import model_class
 
 if TYPE_CHECKING:
+    from cellgan.config.parameters import ExperimentParameters
+    from cellgan.data.manifest import DatasetManifest
     from cellgan.models.base import GenerativeModel
 
 
@@ -22,7 +21,6 @@ def build_model(
     a model, and make the first call of its `stages`, under the scope of the
     distribution strategy.
     """
-    module, name = MODEL_TYPES[parameters.model.type][1].split(":")
-    family = getattr(importlib.import_module(module), name)
+    family = model_class(parameters.model.type)
     model: GenerativeModel = family.from_parameters(parameters, manifest)
     return model

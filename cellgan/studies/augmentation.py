@@ -31,7 +31,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy import stats
 
-from cellgan.config.parameters import as_json
+from cellgan.config.reading import as_json
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from cellgan.evaluation.comparison.sides import cell_labels
@@ -270,7 +270,7 @@ def _check_request(
     if not experiment.parameters.model.knows_labels(manifest):
         msg = (
             f"{experiment.name}: model.type is {experiment.parameters.model.type}, "
-            f"which cannot be asked for cells of a label. Use cscGAN."
+            f"which cannot be asked for cells of a label."
         )
         raise ConfigError(msg)
     if experiment.parameters.input_ds.atac is not None:

@@ -28,10 +28,10 @@ import scipy.sparse as sp
 import tensorflow as tf
 from tqdm import tqdm
 
-from cellgan.config.parameters import as_json
+from cellgan.config.model_types import require_ability
+from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
-from cellgan.errors import ConfigError
 from cellgan.evaluation.figures import plots
 from cellgan.evaluation.metrics.integration import (
     Integration,
@@ -166,12 +166,9 @@ def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str,
         As `correct`.
     """
     model, manifest = experiment.parameters.model, experiment.manifest()
-    if not model.has_latents:
-        msg = (
-            f'--correct: the model type "{model.type}" cannot take cells back to noise.'
-            " CFGen can."
-        )
-        raise ConfigError(msg)
+    require_ability(
+        model, "has_latents", "--correct", "cannot take cells back to noise"
+    )
     codes = check_condition(target, manifest, "--correct")
     check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), "--correct")
     return codes

@@ -24,10 +24,11 @@ import tensorflow as tf
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from cellgan.config.parameters import as_json
+from cellgan.config.model_types import require_ability
+from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
-from cellgan.errors import ConfigError, DataError
+from cellgan.errors import DataError
 from cellgan.evaluation.metrics.counterfactual import (
     EDITED,
     FEWEST_CELLS,
@@ -136,12 +137,7 @@ def check_additive(experiment: Experiment, where: str) -> None:
         Naming the option.
     """
     model = experiment.parameters.model
-    if not model.is_additive:
-        msg = (
-            f'{where}: the model type "{model.type}" is no sum of what covariates add. '
-            "cycleAE is."
-        )
-        raise ConfigError(msg)
+    require_ability(model, "is_additive", where, "is no sum of what covariates add")
 
 
 def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str, int]:

@@ -25,7 +25,8 @@ import tensorflow as tf
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from cellgan.config.parameters import as_json
+from cellgan.config.model_types import require_ability
+from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError, DataError
@@ -163,7 +164,8 @@ def check_encoder(experiment: Experiment) -> None:
     ConfigError
         Naming those that have one.
     """
-    experiment.parameters.model.check_encoder("--embed")
+    model = experiment.parameters.model
+    require_ability(model, "has_encoder", "--embed", "has no encoder of cells")
 
 
 def _check_decoded_as(trained: TrainedModel, condition: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellgan.config.parameters import as_json
+from cellgan.config.reading import as_json
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.figures import plots
 from cellgan.experiment import Experiment, replacing

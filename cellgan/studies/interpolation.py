@@ -28,7 +28,8 @@ import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.config.parameters import as_json
+from cellgan.config.model_types import require_ability
+from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError, DataError
@@ -179,11 +180,11 @@ def check_interpolation(
     """
     model, manifest = experiment.parameters.model, experiment.manifest()
     where = "--interpolate"
-    if not model.mixes_labels or manifest.label not in model.conditions(manifest):
-        unlabelled = ", not conditioned on labels," if model.mixes_labels else ""
+    require_ability(model, "mixes_labels", where, "cannot mix labels")
+    if manifest.label not in model.conditions(manifest):
         msg = (
-            f'{where}: the model type "{model.type}"{unlabelled} cannot mix labels. '
-            f"cfDiffusion can."
+            f"{where}: this model cannot mix labels: it is not conditioned on "
+            f'"{manifest.label}".'
         )
         raise ConfigError(msg)
     codes = [

@@ -53,7 +53,7 @@ from cellgan.composition.study import (
     training_seed,
 )
 from cellgan.config.composition import Composition, VariableGenes
-from cellgan.config.parameters import read_json
+from cellgan.config.reading import read_json
 from cellgan.data.manifest import SPLITS
 from cellgan.data.records import RECORD_FILES, CellRecords, RecordSchema, open_shards
 from cellgan.errors import ConfigError, DataError

@@ -21,7 +21,8 @@ from cellgan.config.composition import (
     Part,
     Stratify,
 )
-from cellgan.config.parameters import StudyParameters, parse_study
+from cellgan.config.parameters import StudyParameters
+from cellgan.config.reading import parse_study
 from cellgan.errors import ConfigError
 
 

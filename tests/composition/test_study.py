@@ -15,7 +15,7 @@ import pytest
 from cellgan import commands
 from cellgan.cli import main
 from cellgan.composition.study import Study
-from cellgan.config.parameters import load_parameters
+from cellgan.config.reading import load_parameters
 from cellgan.errors import CellganError
 from tests.composition_studies import composition, write_parameters, write_source
 from tests.tissues import REFERENCE_ELBO, REFERENCE_R2, write_tissue

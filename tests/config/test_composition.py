@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cellgan.config.composition import Filter, Part
-from cellgan.config.parameters import as_json, load_parameters
+from cellgan.config.reading import as_json, load_parameters
 from cellgan.errors import ConfigError
 from tests.composition_studies import write_parameters
 

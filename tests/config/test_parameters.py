@@ -15,6 +15,8 @@ from cellgan.config.parameters import (
     OptimizerParameters,
     StageParameters,
     TrainingParameters,
+)
+from cellgan.config.reading import (
     as_json,
     load_parameters,
     parse_experiment,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
 from cellgan.experiment import Experiment, write_json
 from tests.synthetic import SyntheticCells, make_cells

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from cellgan.config.model_types import CfgenConfig, FlowConfig, GanConfig
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import ConfigError
 from cellgan.generation.allotment import (
@@ -26,6 +25,8 @@ from cellgan.generation.allotment import (
     request_parts,
 )
 from cellgan.generation.requests import LIKE_DATA
+from cellgan.models.cfgen.config import CfgenConfig, FlowConfig
+from cellgan.models.gan.config import GanConfig
 from tests.manifests import make_combination, make_manifest
 
 # Cells by (label, donor): B has 30 of donor 1 and 10 of donor 2, T only donor 2.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.errors import DataError
 from cellgan.experiment import Experiment
 from cellgan.generation.files import OR_INPUT, read_processed

@@ -16,7 +16,7 @@ import scipy.io
 import scipy.sparse as sp
 
 import cellgan
-from cellgan.config.parameters import as_json
+from cellgan.config.reading import as_json
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.generation import trained_model as generation

@@ -20,7 +20,7 @@ import pytest
 import scipy.sparse as sp
 
 import preprocessing
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.records import read_shard
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.experiment import Experiment

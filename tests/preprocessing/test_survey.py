@@ -8,7 +8,7 @@ import anndata as ad
 import pytest
 
 import preprocessing
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from preprocessing.survey import survey
 from tests.preprocessing import raw_files

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError, TrainingError
 from cellgan.experiment import Experiment, write_json
 from cellgan.studies import augmentation
@@ -292,7 +292,7 @@ def test_no_seed_is_refused(experiment, rooms):
 
 def test_unconditional_model_is_refused_before_anything_is_written(tmp_path, rooms):
     experiment = write_experiment(tmp_path / "p", real_cells(), model="scGAN")
-    with pytest.raises(ConfigError, match=r"model\.type is scGAN.*Use cscGAN"):
+    with pytest.raises(ConfigError, match=r"model\.type is scGAN.*of a label"):
         rooms.augment(experiment)
     assert not experiment.augmentation_folder.exists()
 

@@ -100,7 +100,7 @@ def test_a_figure_and_nothing_half_written_is_beside_the_cells(corrected, traine
 def test_a_model_without_latents_cannot_correct(tmp_path):
     experiment = write_experiment(tmp_path / "gan")
     with pytest.raises(
-        ConfigError, match=r'"cscGAN" cannot take cells back .* CFGen can'
+        ConfigError, match=r'"cscGAN" cannot take cells back .* for it: CFGen'
     ):
         commands.correct(experiment, {"cluster": "type A"})
 

@@ -306,7 +306,10 @@ def test_models_that_are_no_sums_are_refused(tmp_path, capsys, option):
     param = tmp_path / "parameters.json"
     param.write_text(json.dumps(document))
     message = refused(capsys, "--param", param, *option)
-    assert '"cscGAN" is no sum of what covariates add. cycleAE is.' in message
+    assert (
+        '"cscGAN" is no sum of what covariates add. Model types for it: cycleAE.'
+        in message
+    )
 
 
 def test_an_experiment_that_is_not_trained_is_told(trained, tmp_path, capsys):

@@ -282,7 +282,7 @@ def test_model_without_an_encoder_is_refused(tmp_path, capsys) -> None:
     code = main(["--embed", "--model_path", str(experiment.folder)])
 
     assert code == 2
-    assert "only CFGen, cfDiffusion, LDVAE have" in capsys.readouterr().err
+    assert "Model types for it: CFGen, cfDiffusion, LDVAE." in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
 from cellgan.models.base import SolverSettings

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cellgan.config.model_types import CfdiffusionConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
@@ -42,6 +41,7 @@ from cellgan.models.base import (
 )
 from cellgan.models.cfdiffusion.classifier import NoisyClassifiers
 from cellgan.models.cfdiffusion.classifier_training import ClassifierStage
+from cellgan.models.cfdiffusion.config import CfdiffusionConfig
 from cellgan.models.cfdiffusion.networks import Denoiser, GuidedDenoiser
 from cellgan.models.cfdiffusion.parts import DiffusionParts
 from cellgan.models.cfdiffusion.training import DiffusionStage

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from cellgan.config.model_types import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.models.base import TrainingStage, resolve_jit, resolve_jit_of_parts
 from cellgan.models.cfdiffusion.classifier import NoisyClassifiers
 from cellgan.models.cfdiffusion.classifier_training import ClassifierStage
+from cellgan.models.cfdiffusion.config import CfdiffusionConfig, LatentAutoencoderConfig
 from cellgan.models.cfdiffusion.networks import Denoiser
 from cellgan.models.cfdiffusion.training import DiffusionRecipe, DiffusionStage
 from cellgan.models.latent.autoencoder import AutoencoderStage

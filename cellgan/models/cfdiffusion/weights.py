@@ -16,12 +16,12 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from cellgan.config.model_types import CfdiffusionConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import CheckpointError
 from cellgan.models.cfdiffusion.classifier import NoisyClassifier, NoisyClassifiers
 from cellgan.models.cfdiffusion.classifier_training import ClassifierStage
+from cellgan.models.cfdiffusion.config import CfdiffusionConfig
 from cellgan.models.cfdiffusion.model import LatentDiffusion
 from cellgan.models.cfdiffusion.networks import Denoiser
 from cellgan.models.cfdiffusion.training import DiffusionStage

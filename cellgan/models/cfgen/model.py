@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cellgan.config.model_types import CfgenConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import DatasetManifest
@@ -42,6 +41,7 @@ from cellgan.models.base import (
     resolve_jit_of_small,
     weight_histograms,
 )
+from cellgan.models.cfgen.config import CfgenConfig
 from cellgan.models.cfgen.networks import VelocityNet
 from cellgan.models.latent.autoencoder import AutoencoderStage, build_autoencoder
 from cellgan.models.latent.networks import CountAutoencoder

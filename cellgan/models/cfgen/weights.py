@@ -17,11 +17,11 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from cellgan.config.model_types import CfgenConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.manifest import ATAC, RNA, DatasetManifest
 from cellgan.errors import CheckpointError
 from cellgan.layers.time_embedding import LARGEST_ANGLE
+from cellgan.models.cfgen.config import CfgenConfig
 from cellgan.models.cfgen.model import FlowStage, LatentFlow, log_ranges
 from cellgan.models.cfgen.networks import VelocityNet
 from cellgan.models.latent.autoencoder import AutoencoderStage

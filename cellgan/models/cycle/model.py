@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cellgan.config.model_types import CycleConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
@@ -40,6 +39,7 @@ from cellgan.models.base import (
     resolve_jit_of_parts,
     sparse_rows,
 )
+from cellgan.models.cycle.config import CycleConfig
 from cellgan.models.cycle.networks import (
     BASE,
     CycleNetwork,

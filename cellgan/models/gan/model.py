@@ -21,7 +21,6 @@ import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.config.model_types import GanConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.layers import ReadOutKind
@@ -34,6 +33,7 @@ from cellgan.models.base import (
     resolve_jit,
     sparse_rows,
 )
+from cellgan.models.gan.config import GanConfig
 from cellgan.models.gan.networks import Critic, Generator
 from cellgan.models.gan.training import GanStage, Player, RealCells
 from cellgan.optimizers import make_optimizer

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cellgan.config.model_types import AutoencoderConfig
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import DatasetManifest
 from cellgan.models.base import TrainingStage, weight_histograms
+from cellgan.models.cfgen.config import AutoencoderConfig
 from cellgan.models.latent.networks import CountAutoencoder, Likelihood, Modality
 from cellgan.optimizers import update_weights
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.config.model_types import LinearVaeConfig
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
@@ -46,6 +45,7 @@ from cellgan.models.latent.stage import (
     joined_cells,
     padded_codes,
 )
+from cellgan.models.ldvae.config import LinearVaeConfig
 from cellgan.models.ldvae.networks import (
     Decoded,
     Encoded,

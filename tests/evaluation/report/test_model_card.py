@@ -11,7 +11,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from cellgan.config.parameters import as_json, load_parameters
+from cellgan.config.reading import as_json, load_parameters
 from cellgan.evaluation.report.model_card import flat, metrics_table, model_card
 from cellgan.evaluation.report.tables import UNDEFINED
 from tests.evaluation.documents import (

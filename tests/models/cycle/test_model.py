@@ -10,7 +10,7 @@ import tensorflow as tf
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import ConfigError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import ATAC, CovariateVocabulary, find_combinations
 from cellgan.errors import ConfigError

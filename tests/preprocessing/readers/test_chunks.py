@@ -16,7 +16,7 @@ import pytest
 import scipy.sparse as sp
 
 import preprocessing
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.data.records import read_shard, split_files
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError
 from preprocessing import sparse_blocks
 from preprocessing.raw_counts import RawCells, read_counts
