@@ -29,7 +29,7 @@ from preprocessing.readers.open import open_raw_file, read_matrix
 
 load_tensorflow()
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.evaluation.metrics.integration import integration
 from cellgan.models.base import SolverSettings
 from cellgan.studies.correction import AFTER, BEFORE, correct
@@ -174,8 +174,8 @@ def train(raw: Path, options: argparse.Namespace, folder: Path) -> Experiment:
         },
     }
     experiment = Experiment(folder / "model", parse_experiment(parameters, "benchmark"))
-    commands.process(experiment)
-    commands.train(experiment)
+    perform("process", experiment)
+    perform("train", experiment)
     return experiment
 
 

@@ -22,7 +22,7 @@ from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.evaluation.comparison.sides import compare_experiment
 from cellgan.generation.allotment import (
     assign_covariates,
@@ -76,8 +76,8 @@ def main() -> None:
 def train(folder: Path) -> Experiment:
     """Train a small model on the embedded data."""
     experiment = Experiment(folder / "demo", parse_experiment(DEMO, "benchmark"))
-    commands.process(experiment)
-    commands.train(experiment)
+    perform("process", experiment)
+    perform("train", experiment)
     return experiment
 
 

@@ -42,7 +42,7 @@ from cellgan.start import load_tensorflow
 
 load_tensorflow()
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.generation.trained_model import TrainedModel
 
 TYPE, CONDITION, UNKNOWN = "cell_type", "condition", "unknown"
@@ -154,8 +154,8 @@ def train(cells: ad.AnnData, folder: Path, family: str) -> Experiment:
     }
     experiment = Experiment(folder / family, parse_experiment(block, "benchmark"))
     if not experiment.manifest_file.exists():
-        commands.process(experiment)
-    commands.train(experiment)
+        perform("process", experiment)
+    perform("train", experiment)
     return experiment
 
 

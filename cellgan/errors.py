@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LEAK = 3
+"""Exit code of ``--fail-on-leak`` when training cells were copied."""
+
 
 class CellganError(Exception):
     """Something that the user can put right."""

@@ -16,8 +16,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cellgan.errors import ConfigError
+from cellgan.errors import LEAK, ConfigError
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,8 @@ IN_QUEUE = "CELLGAN_QUEUE"
 """Environment variable that tells a process its GPU has been chosen already."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 CPU = "-1"
+OnEnd = Callable[[str, int], None]
+"""Told the name and the exit code of each process that has ended."""
 
 
 def visible_gpus(gpus: Sequence[int]) -> list[str]:
@@ -54,10 +60,50 @@ def visible_gpus(gpus: Sequence[int]) -> list[str]:
     return [visible[gpu] for gpu in gpus]
 
 
+def gpu_groups(experiments: Sequence[Experiment], gpus: Sequence[int]) -> list[str]:
+    """Return the GPUs of each process of a queue; one with all if an experiment asks.
+
+    Raises
+    ------
+    ConfigError
+        As `visible_gpus`.
+    """
+    groups = visible_gpus(gpus)
+    if any(each.parameters.training.uses_all_gpus for each in experiments):
+        return [",".join(groups)]
+    return groups
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], gpus: Sequence[int], arguments: Sequence[str]
+) -> int:
+    """Run the same command for several experiments, each in a process of its own.
+
+    Returns
+    -------
+    Exit code: 0 when all succeeded, 1 when one met a bug, else 2 when one met something
+    a user can put right, else `LEAK`. The failed ones are named at the end.
+    """
+    commands = {
+        each.name: [*arguments, "--experiment", each.name] for each in experiments
+    }
+    codes = run_queue(commands, gpu_groups(experiments, gpus))
+    failed = [name for name, code in codes.items() if code]
+    log.info(
+        "%d of %d experiments succeeded%s",
+        len(codes) - len(failed),
+        len(codes),
+        f"; failed: {', '.join(failed)}" if failed else "",
+    )
+    if any(code not in {2, LEAK} for code in codes.values() if code):
+        return 1
+    return min((code for code in codes.values() if code), default=0)
+
+
 def run_queue(
     commands: Mapping[str, Sequence[str]],
     gpus: Sequence[str],
-    on_end: Callable[[str, int], None] = lambda _name, _code: None,
+    on_end: OnEnd = lambda _name, _code: None,
 ) -> dict[str, int]:
     """Run one command line per experiment, as many at a time as there are GPU groups.
 
@@ -68,8 +114,6 @@ def run_queue(
     gpus
         ``CUDA_VISIBLE_DEVICES`` of each parallel process: ``("0", "1")`` runs two at a
         time, ``("-1",)`` one at a time on the CPU.
-    on_end
-        Told the name and the exit code of each that has ended.
 
     Returns
     -------

@@ -47,9 +47,9 @@ GROUPS = {
         "cellgan.training",
         "cellgan.weight_import",
     ),
-    "studies": ("cellgan.studies",),
+    "studies": ("cellgan.studies", "cellgan.studies.checks"),
     "preprocessing": ("preprocessing",),
-    "commands": ("cellgan.commands",),
+    "actions": ("cellgan.actions",),
     "command line": ("cellgan.cli", "main"),
 }
 CONFIGURATION = r"cellgan\.models\.\w+\.config"
@@ -73,12 +73,16 @@ ONLY_IMPORTS = {
         "cellgan.models.base",
     ),
 }
-ONLY_IMPORTED_BY = {"preprocessing": ("cellgan.commands", "preprocessing")}
+ONLY_IMPORTED_BY = {"preprocessing": ("cellgan.actions", "preprocessing")}
 # The one door against the direction: `cellgan.load` is the package's public face.
 EXCEPTIONS = {("cellgan", "cellgan.generation.trained_model")}
 
 # Importing a light room loads none of the heavy libraries, nor another room that does.
-LIGHT = (*GROUPS["pure"], "cellgan.queue", "cellgan.commands", "cellgan.cli", "main")
+LIGHT = (
+    *GROUPS["pure"],
+    *("cellgan.studies.checks", "cellgan.queue", "cellgan.actions"),
+    *("cellgan.cli", "main"),
+)
 TENSORFLOW = frozenset({"keras", "tensorboard", "tensorflow"})
 # TensorBoard's messages load no TensorFlow (a test asks in a process of its own).
 WITHOUT_TENSORFLOW = TENSORFLOW - {"tensorboard"}

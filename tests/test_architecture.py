@@ -112,7 +112,7 @@ def test_import_through_a_closed_door_is_found(importer: str, target: str) -> No
         ("preprocessing__splits", "cellgan.data.records"),
         ("cellgan__evaluation__report__html", "cellgan.evaluation.metrics"),
         ("cellgan__training__loop", "cellgan.models.base"),
-        ("cellgan__commands", "preprocessing"),
+        ("cellgan__actions__process", "preprocessing"),
     ],
 )
 def test_import_through_an_open_door_is_allowed(importer: str, target: str) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from cellgan import commands
-from cellgan.cli import SOLVER_KEYS, main
+from cellgan.actions import actions
+from cellgan.actions.train import Train
+from cellgan.cli import main
 from cellgan.config.reading import as_used, parse_experiment
+from cellgan.errors import LEAK
+from cellgan.evaluation import evaluate
 from cellgan.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -38,22 +41,20 @@ def parameter_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]]]:
-    """Record the commands that the command line runs, in order."""
+    """Record the actions that the command line runs, in order, and their options."""
     calls: list[tuple[str, str, dict[str, Any]]] = []
 
-    def recorder(verb: str) -> Any:
-        def record(experiment: Experiment, *positional: Any, **options: Any) -> Any:
-            if positional:
-                options["positional"] = positional
-            calls.append((verb, getattr(experiment, "name", ""), options))
-            return ["one"] if verb.startswith("evaluate") else None
+    def record(name: str, experiment: Experiment, options: Any) -> int:
+        calls.append((name, experiment.name, vars(options)))
+        return LEAK if name == "evaluate" and options.fail_on_leak else 0
 
-        return record
-
-    verbs = ("process", "train", "generate", "evaluate", "augment", "estimate")
-    others = ("evaluate_files", "correct", "sweep_guidance", "import_weights")
-    for verb in (*verbs, *others):
-        monkeypatch.setattr(commands, verb, recorder(verb), raising=False)
+    for action in actions():
+        kind = type(action)
+        monkeypatch.setattr(kind, "ability", None)
+        monkeypatch.setattr(kind, "prepare", lambda _self, _one, options: options)
+        monkeypatch.setattr(
+            kind, "run", lambda self, one, options: record(self.name, one, options)
+        )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     return calls
 
@@ -79,7 +80,7 @@ def test_actions_run_in_order_whatever_the_order_of_flags(
     ]
 
 
-def test_generation_options_reach_the_command(
+def test_options_reach_their_action(
     parameter_file: Path, called: list[Any], tmp_path: Path
 ) -> None:
     run(
@@ -88,65 +89,58 @@ def test_generation_options_reach_the_command(
         *("--save_path", tmp_path / "cells.zarr", "--library-size", 900),
         *("--condition", "cell_type=B cell", "donor=1=2"),
         *("--guidance", "cell_type=2", "donor=0.5", "--n-steps", 7),
-        *("--solver", "dopri5", "--tolerance", "0.01", "--eta", "0.5"),
-        *("--cache-interval", 5, "--cache-branch", 1, "--cache-spacing", "uneven"),
+        *("--solver", "dopri5", "--tolerance", "0.01", "--cache-interval", 5),
     )
 
-    assert called[0][2] == {
+    options = called[0][2]
+    assert {name: of for name, of in options.items() if of not in (None, False)} == {
+        "param": parameter_file,
+        "experiment": ["one"],
+        "generate": True,
         "cells_no": ["10", "0", "5"],
         "seed": 3,
         "counts": True,
         "save_path": tmp_path / "cells.zarr",
-        "requests": None,
-        "condition": {"cell_type": "B cell", "donor": "1=2"},
-        "guidance": {"cell_type": 2.0, "donor": 0.5},
-        "latents": None,
-        "library_size": 900,
+        "library_size": "900",
+        "condition": ["cell_type=B cell", "donor=1=2"],
+        "guidance": ["cell_type=2", "donor=0.5"],
         "solver": "dopri5",
         "n_steps": 7,
         "tolerance": 0.01,
-        "eta": 0.5,
         "cache_interval": 5,
-        "cache_branch": 1,
-        "cache_spacing": "uneven",
     }
 
 
-def test_correction_and_sweep_get_their_options(
-    parameter_file: Path, called: list[Any], tmp_path: Path
-) -> None:
-    run(
-        *("--param", parameter_file, "--experiment", "one", "--correct", "donor=1"),
-        *("--guidance-sweep", "--save_path", tmp_path / "corrected.h5ad"),
-        *("--guidance", "donor=2", "--solver", "rk4", "--seed", 0),
-    )
-
-    solver = {**dict.fromkeys(SOLVER_KEYS), "seed": 0, "solver": "rk4"}
-    assert called == [
-        ("sweep_guidance", "one", solver),
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        (("process", "{file}", "--overwrite"), ("--process", "--overwrite")),
+        (("correct", "{file}", "a=1", "b=2"), ("--correct", "a=1", "b=2")),
         (
-            "correct",
-            "one",
-            {
-                "positional": ({"donor": "1"},),
-                "save_path": tmp_path / "corrected.h5ad",
-                "guidance": {"donor": 2.0},
-                **solver,
-            },
+            ("correct", "{file}", "--seed", "1", "a=1"),
+            ("--correct", "a=1", "--seed", "1"),
         ),
-    ]
-
-
-def test_files_of_weights_reach_the_command(
-    parameter_file: Path, called: list[Any]
+        (("interpolate", "{file}", "A", "B"), ("--interpolate", "A", "B")),
+        (
+            ("augment", "{file}", "B cell", "--fractions", "0.1"),
+            ("--augment", "B cell", "--fractions", "0.1"),
+        ),
+        (
+            ("import-weights", "{file}", "cfgen", "a.ckpt"),
+            ("--import-weights", "cfgen", "a.ckpt"),
+        ),
+        (("guidance-sweep", "{file}"), ("--guidance-sweep",)),
+    ],
+)
+def test_a_verb_is_the_flag_of_its_action(
+    parameter_file: Path, called: list[Any], verb: tuple[str], flags: tuple[str]
 ) -> None:
-    run(
-        *("--param", parameter_file, "--experiment", "one"),
-        *("--import-weights", "cfgen", "a.ckpt", "b.ckpt"),
-    )
+    one = ("--experiment", "one")
+    run(*(word.format(file=parameter_file) for word in verb), *one)
+    run(*flags, "--param", parameter_file, *one)
 
-    files = [Path("a.ckpt"), Path("b.ckpt")]
-    assert called == [("import_weights", "one", {"positional": ("cfgen", files)})]
+    assert len(called) == 2
+    assert called[0] == called[1]
 
 
 def test_evaluation_looks_at_what_was_just_saved(
@@ -157,7 +151,10 @@ def test_evaluation_looks_at_what_was_just_saved(
         *("--generate", "--evaluate", "--save_path", tmp_path / "cells.h5ad"),
     )
 
-    assert called[1] == ("evaluate", "one", {"generated": tmp_path / "cells.h5ad"})
+    assert [(name, options["save_path"]) for name, _, options in called] == [
+        ("generate", tmp_path / "cells.h5ad"),
+        ("evaluate", tmp_path / "cells.h5ad"),
+    ]
 
 
 def test_leak_is_an_exit_code_when_asked_for(
@@ -170,21 +167,34 @@ def test_leak_is_an_exit_code_when_asked_for(
     assert len(called) == 2
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("--evaluate", "--generated", "b.h5ad", "c.h5ad"),
+        ("evaluate", "b.h5ad", "c.h5ad"),
+    ],
+    ids=["flags", "verb"],
+)
 def test_files_of_others_are_evaluated_without_a_parameter_file(
-    called: list[Any], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: tuple[str]
 ) -> None:
-    run(
-        *("--evaluate", "--real", "a.h5ad", "--generated", "b.h5ad", "c.h5ad"),
-        *("--label", "cell_type", "--report", tmp_path, "--seed", 3),
-    )
+    calls = []
 
-    assert called[0][0] == "evaluate_files"
-    assert called[0][2] == {
-        "label": "cell_type",
-        "seed": 3,
-        "must_know_training": False,
-        "positional": ([Path("b.h5ad"), Path("c.h5ad")], tmp_path),
-    }
+    def record(*positional: Any, **named: Any) -> list[Any]:
+        calls.append((positional, named))
+        return []
+
+    monkeypatch.setattr(evaluate, "evaluate_files", record)
+    monkeypatch.setattr(evaluate, "leaking", list)
+    options = ("--label", "cell_type", "--report", tmp_path, "--seed", 3)
+    assert run(*files, "--real", "a.h5ad", *options) == 0
+
+    assert calls == [
+        (
+            (Path("a.h5ad"), [Path("b.h5ad"), Path("c.h5ad")], tmp_path),
+            {"label": "cell_type", "seed": 3, "must_know_training": False},
+        )
+    ]
 
 
 def test_model_path_needs_no_parameter_file(
@@ -196,18 +206,8 @@ def test_model_path_needs_no_parameter_file(
     (folder / "parameters.json").write_text(json.dumps(block))
 
     assert run("--generate", "--model_path", folder) == 0
-    assert (called[0][0], called[0][1]) == ("generate", "model")
-
-
-def test_augmentation_options_reach_the_command(
-    parameter_file: Path, called: list[Any]
-) -> None:
-    run(
-        *("--param", parameter_file, "--experiment", "one"),
-        *("--augment", "B cell", "--fractions", "0.05", "0.01", "--seeds", 2),
-    )
-
-    assert called[0][2] == {"positional": ("B cell", [0.05, 0.01]), "n_seeds": 2}
+    assert run("generate", folder) == 0
+    assert [call[:2] for call in called] == [("generate", "model")] * 2
 
 
 def test_print_config_prints_defaults_too(
@@ -262,7 +262,7 @@ WRONG = {
     ),
     "fractions without a label": (
         ["--param", "{file}", "--fractions", "0.1", "--train"],
-        r"--augment LABEL and --fractions",
+        r"--fractions goes with --augment, which is not given",
     ),
     "model folder for training": (
         ["--model_path", "x", "--train"],
@@ -290,16 +290,21 @@ WRONG = {
     ),
     "solver of nothing": (
         ["--param", "{file}", "--train", "--solver", "euler"],
-        r"--solver goes with --generate or --correct or --guidance-sweep",
+        r"--solver goes with --generate or --guidance-sweep or --correct",
     ),
     "two files in one path": (
         ["--param", "{file}", "--generate", "--correct", "a=1", "--save_path", "x"],
-        r"--save_path names one file, but --generate and --correct",
+        r"--save_path would be of --generate and of --correct",
     ),
-    "translation": (
-        ["--param", "{file}", "--translate", "rna", "atac"],
-        r"--translate: no model type can predict one modality from the other",
+    "label without fractions": (
+        ["--param", "{file}", "--augment", "a"],
+        r"--augment LABEL and --fractions F \[F \.\.\.\] go together",
     ),
+    "verb without its words": (
+        ["interpolate", "{file}", "A"],
+        r"interpolate: behind the parameter file, expected FROM TO, found A",
+    ),
+    "verb without a file": (["train"], r"--param is missing"),
     "weights of no file": (
         ["--param", "{file}", "--import-weights", "cfgen"],
         r"--import-weights takes a family and files",
@@ -387,7 +392,7 @@ def test_bug_keeps_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")  # noqa: EM101
 
-    monkeypatch.setattr(commands, "train", broken)
+    monkeypatch.setattr(Train, "run", broken)
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run("--param", parameter_file, "--experiment", "one", "--train")

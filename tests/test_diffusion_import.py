@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError
 from cellgan.experiment import Experiment, write_json
@@ -28,6 +28,10 @@ torch = pytest.importorskip("torch", reason="PyTorch, the extra import, is missi
 pytestmark = pytest.mark.slow
 
 STEPS = {"autoencoder": 30, "diffusion": 50, "classifier": 20}
+
+
+def take_weights(experiment: Experiment, *files: Path) -> None:
+    perform("import-weights", experiment, import_weights=["cfdiffusion", *files])
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +138,7 @@ def test_latents_and_noise_are_those_of_the_original(
     reference: DiffusionReference, tmp_path: Path, case: str
 ) -> None:
     one = Case(reference, tmp_path, case)
-    commands.import_weights(one.experiment, "cfdiffusion", one.files())
+    take_weights(one.experiment, *one.files())
     parts = TrainedModel.load(one.experiment.folder).model.generation_weights()
     network = parts["diffusion"]["average"]
     x, t, y = (reference[f"in/denoiser_{case}/{name}"] for name in "xty")
@@ -154,7 +158,7 @@ def test_autoencoder_alone_leaves_the_denoiser_to_train(
     reference: DiffusionReference, tmp_path: Path
 ) -> None:
     one = Case(reference, tmp_path, "single")
-    commands.import_weights(one.experiment, "cfdiffusion", one.files()[:1])
+    take_weights(one.experiment, *one.files()[:1])
     found = {
         name: saved_steps(one.experiment.checkpoints_folder(name)) for name in STEPS
     }
@@ -165,7 +169,7 @@ def test_steered_model_gets_its_classifier(
     reference: DiffusionReference, tmp_path: Path
 ) -> None:
     one = Case(reference, tmp_path, "scdiffusion_base")
-    commands.import_weights(one.experiment, "cfdiffusion", one.files())
+    take_weights(one.experiment, *one.files())
     model = TrainedModel.load(one.experiment.folder).model
     (classifier,) = model.generation_weights()["classifier"]["network"].classifiers
     x, t = (tf.constant(reference[f"in/classifier/{name}"]) for name in "xt")
@@ -204,7 +208,7 @@ def test_another_model_is_told_by_its_parameters(
 ) -> None:
     one = Case(reference, tmp_path, "single", **changes)
     with pytest.raises(CellganError, match=message):
-        commands.import_weights(one.experiment, "cfdiffusion", one.files())
+        take_weights(one.experiment, *one.files())
     assert not one.experiment.imported_file.exists()
     assert not one.experiment.has_checkpoint
 
@@ -224,6 +228,4 @@ def test_files_that_do_not_go_together_are_refused(
     one = Case(reference, tmp_path / "b", "single")
     files = [*one.files()[:2], steered[2]]
     with pytest.raises(CellganError, match=message):
-        commands.import_weights(
-            one.experiment, "cfdiffusion", [files[index] for index in chosen]
-        )
+        take_weights(one.experiment, *(files[index] for index in chosen))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel
@@ -68,8 +68,8 @@ def train(folder: Path, model: dict[str, Any]) -> Experiment:
         },
     }
     experiment = Experiment(folder / "one", parse_experiment(block, "test"))
-    commands.process(experiment)
-    commands.train(experiment)
+    perform("process", experiment)
+    perform("train", experiment)
     return experiment
 
 
@@ -173,14 +173,13 @@ def test_cells_between_two_labels_go_over_from_one_to_the_other(
 ) -> None:
     weights = [0.0, 0.25, 0.5, 0.75, 1.0]
     path = tmp_path / "between.h5ad"
-    commands.interpolate(
+    perform(
+        "interpolate",
         trained.experiment,
-        ("type A", "type B"),
-        weights,
-        n_cells=N_CELLS,
-        noise_step=None,
+        interpolate=["type A", "type B"],
+        weights=weights,
+        cells_no=[str(N_CELLS)],
         save_path=path,
-        guidance=None,
         seed=0,
     )
     cells = anndata.read_h5ad(path)

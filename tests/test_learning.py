@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 import pytest
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.config.reading import parse_experiment
 from cellgan.evaluation.comparison.space import log_expression
@@ -73,9 +73,9 @@ def parameters(
 
 def scores(experiment: Experiment) -> dict[str, float]:
     """Process, train, generate and evaluate."""
-    commands.process(experiment)
-    commands.train(experiment)
-    commands.generate(experiment)
+    perform("process", experiment)
+    perform("train", experiment)
+    perform("generate", experiment)
     return values(evaluate(experiment)) | correlations(experiment)
 
 
@@ -136,7 +136,7 @@ def test_generated_cells_are_like_held_out_ones(
 def test_labels_are_learned_not_guessed(tmp_path: Path) -> None:
     """Trained on shuffled labels, asked labels come out at chance by true ones."""
     plain = Experiment(tmp_path / "plain", parameters(1000))
-    commands.process(plain)
+    perform("process", plain)
     cells = anndata.read_h5ad(plain.processed_file)
     labels = cells.obs["bulk_labels"].to_numpy()
     cells.obs["shuffled"] = np.random.default_rng(0).permutation(labels)
@@ -149,9 +149,9 @@ def test_labels_are_learned_not_guessed(tmp_path: Path) -> None:
             clustering={"key": "shuffled"},
         ),
     )
-    commands.process(shuffled)
-    commands.train(shuffled)
-    commands.generate(shuffled)
+    perform("process", shuffled)
+    perform("train", shuffled)
+    perform("generate", shuffled)
     made = anndata.read_h5ad(shuffled.generated_file)
     made.obs = made.obs.rename(columns={"shuffled": "bulk_labels"})
     made.write_h5ad(tmp_path / "made.h5ad")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.cli import main
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError, CheckpointError
@@ -47,6 +47,10 @@ MODEL = {
         "standardize_latents": False,
     },
 }
+
+
+def take_weights(experiment: Experiment, *files: Path) -> None:
+    perform("import-weights", experiment, import_weights=["cfgen", *files])
 
 
 class Featurizer(torch.nn.Module):
@@ -184,7 +188,7 @@ def imported(
 ) -> Experiment:
     folder = tmp_path_factory.mktemp("imported")
     experiment = make_experiment(folder / "one")
-    commands.import_weights(experiment, "cfgen", Files(arrays, folder).write())
+    take_weights(experiment, *Files(arrays, folder).write())
     return experiment
 
 
@@ -256,7 +260,7 @@ def test_stages_are_finished_and_cells_are_made(
     cells = TrainedModel.load(imported.folder).model.generate(request)
     assert cells.features["rna"].shape == (2, 60)
     with caplog.at_level(logging.INFO):
-        commands.train(Experiment.open(imported.folder))
+        perform("train", Experiment.open(imported.folder))
     assert 'stage "autoencoder" is finished: 30 steps' in caplog.text
     assert 'stage "flow" is finished: 50 steps' in caplog.text
 
@@ -277,7 +281,7 @@ def test_flow_alone_brings_its_encoder(
     files: Files, experiment: Experiment, imported: Experiment
 ) -> None:
     files.write()
-    commands.import_weights(experiment, "cfgen", [files.flow])
+    take_weights(experiment, files.flow)
 
     assert_same_weights(experiment, imported)
 
@@ -287,7 +291,7 @@ def test_running_statistics_are_those_of_the_flow(
 ) -> None:
     name = "encoder.rna.net.0.1.running_mean"
     files.of_encoder[name] = files.of_encoder[name] + 1
-    commands.import_weights(experiment, "cfgen", files.write())
+    take_weights(experiment, *files.write())
 
     assert_same_weights(experiment, imported)
 
@@ -296,7 +300,7 @@ def test_encoder_alone_leaves_the_flow_to_train(
     files: Files, experiment: Experiment
 ) -> None:
     files.write()
-    commands.import_weights(experiment, "cfgen", [files.encoder])
+    take_weights(experiment, files.encoder)
 
     found = {name: saved_steps(experiment.checkpoints_folder(name)) for name in STEPS}
     assert found == {"autoencoder": [30], "flow": []}
@@ -309,7 +313,7 @@ def test_names_of_categories_in_the_file_go_before_their_order(
         name: {category: code for code, category in enumerate(reversed(categories))}
         for name, categories in CATEGORIES.items()
     }
-    commands.import_weights(experiment, "cfgen", files.write())
+    take_weights(experiment, *files.write())
 
     tables = [layer.table for layer in parts(experiment)["network"].embeddings]
     for name, table in zip(CATEGORIES, tables, strict=True):
@@ -455,7 +459,7 @@ def test_other_weights_are_refused_by_name(
 
 def refused(experiment: Experiment, files: Files, message: str) -> None:
     with pytest.raises(CellganError, match=message):
-        commands.import_weights(experiment, "cfgen", files.write())
+        take_weights(experiment, *files.write())
     assert not experiment.job_folder.exists()
 
 
@@ -467,14 +471,14 @@ def test_flow_without_its_encoder_is_refused(
     files.write()
 
     with pytest.raises(CheckpointError, match=r"a flow without its encoder"):
-        commands.import_weights(experiment, "cfgen", [files.flow])
+        take_weights(experiment, files.flow)
 
 
 def test_file_given_twice_is_refused(files: Files, experiment: Experiment) -> None:
     files.write()
 
     with pytest.raises(CheckpointError, match=r"a second flow, after"):
-        commands.import_weights(experiment, "cfgen", [files.flow, files.flow])
+        take_weights(experiment, files.flow, files.flow)
 
 
 def test_checkpoint_of_something_else_is_refused(
@@ -483,7 +487,7 @@ def test_checkpoint_of_something_else_is_refused(
     save(files.flow, {"conv.weight": np.ones(3)}, {})
 
     with pytest.raises(CheckpointError, match=r"neither an encoder.*conv\.weight"):
-        commands.import_weights(experiment, "cfgen", [files.flow])
+        take_weights(experiment, files.flow)
 
 
 class Malicious:
@@ -601,7 +605,7 @@ def test_missing_pytorch_is_told_with_what_to_install(
     monkeypatch.setitem(sys.modules, "torch", None)
 
     with pytest.raises(CellganError, match=r"pip install 'torch>=2\.5'"):
-        commands.import_weights(experiment, "cfgen", [files.flow])
+        take_weights(experiment, files.flow)
 
 
 def test_trained_experiment_is_not_overwritten(
@@ -610,7 +614,7 @@ def test_trained_experiment_is_not_overwritten(
     before = imported.imported_file.read_text()
 
     with pytest.raises(CellganError, match=r"one is trained already"):
-        commands.import_weights(imported, "cfgen", files.write())
+        take_weights(imported, *files.write())
     assert imported.imported_file.read_text() == before
 
 
@@ -622,7 +626,7 @@ def test_other_model_type_is_refused(files: Files, tmp_path: Path) -> None:
 
 def test_unknown_family_is_refused(experiment: Experiment) -> None:
     with pytest.raises(CellganError, match=r'no family "cfgn"\. Did you mean "cfgen"'):
-        commands.import_weights(experiment, "cfgn", [])
+        perform("import-weights", experiment, import_weights=["cfgn", "a.ckpt"])
 
 
 def test_unprocessed_experiment_is_refused(
@@ -773,7 +777,7 @@ def test_modules_nested_as_the_originals_give_its_outputs(
     weights = {name: of.numpy() for name, of in theirs.state_dict().items()}
     save(tmp_path / "flow.ckpt", weights, settings)
     experiment = make_multiome(tmp_path / "one", joint=joint)
-    commands.import_weights(experiment, "cfgen", [tmp_path / "flow.ckpt"])
+    take_weights(experiment, tmp_path / "flow.ckpt")
 
     rng = np.random.default_rng(0)
     features = {

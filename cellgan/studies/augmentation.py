@@ -33,7 +33,7 @@ from scipy import stats
 
 from cellgan.config.reading import as_json
 from cellgan.data.manifest import RNA, DatasetManifest
-from cellgan.errors import ConfigError, DataError, did_you_mean
+from cellgan.errors import DataError
 from cellgan.evaluation.comparison.sides import cell_labels
 from cellgan.evaluation.comparison.space import Labels, log_expression
 from cellgan.evaluation.figures import plots
@@ -41,6 +41,7 @@ from cellgan.evaluation.figures.plots import Estimate
 from cellgan.experiment import Experiment, replacing, write_json
 from cellgan.generation.files import read_processed
 from cellgan.seeds import derive_seed
+from cellgan.studies.checks import check_augmentation
 from cellgan.studies.recognition import held_out_f1
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def augment(
         few training cells.
     """
     manifest = experiment.manifest()
-    _check_request(experiment, manifest, label, fractions, seeds)
+    check_augmentation(experiment, label, fractions, len(seeds))
     processed = read_processed(experiment)[RNA]
     real = _real_cells(experiment, processed, manifest, label)
     name = _file_name(label, manifest.label_vocabulary.categories)
@@ -239,46 +240,6 @@ def augment(
             run.store(scores)
         rows.append({**run.numbers, **scores})
     return _write_report(experiment, name, real, rows)
-
-
-def _check_request(
-    experiment: Experiment,
-    manifest: DatasetManifest,
-    label: str,
-    fractions: Sequence[float],
-    seeds: Sequence[int],
-) -> None:
-    categories = manifest.label_vocabulary.categories
-    if label not in categories:
-        msg = (
-            f'--augment: "{label}" is no value of "{manifest.label}".'
-            f"{did_you_mean(label, categories)}\n"
-            f"    Values: {', '.join(categories)}."
-        )
-        raise ConfigError(msg)
-    wrong = [fraction for fraction in fractions if not 0 < fraction < 1]
-    if wrong or not fractions:
-        found = f"{wrong[0]:g} found" if wrong else "none found"
-        msg = (
-            f"--fractions: {found}, expected numbers between 0 and 1: the share of the "
-            f"training cells that is kept, for example 0.05."
-        )
-        raise ConfigError(msg)
-    if not seeds:
-        msg = "--seeds: 0 repeats found, expected 1 or more."
-        raise ConfigError(msg)
-    if not experiment.parameters.model.knows_labels(manifest):
-        msg = (
-            f"{experiment.name}: model.type is {experiment.parameters.model.type}, "
-            f"which cannot be asked for cells of a label."
-        )
-        raise ConfigError(msg)
-    if experiment.parameters.input_ds.atac is not None:
-        msg = (
-            f"{experiment.name}: --augment trains classifiers on RNA alone. Use an "
-            f"experiment without input_ds.atac."
-        )
-        raise ConfigError(msg)
 
 
 def _real_cells(

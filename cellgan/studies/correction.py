@@ -28,7 +28,6 @@ import scipy.sparse as sp
 import tensorflow as tf
 from tqdm import tqdm
 
-from cellgan.config.model_types import require_ability
 from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
@@ -39,10 +38,11 @@ from cellgan.evaluation.metrics.integration import (
     integration,
 )
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation.allotment import check_condition, check_guidance
+from cellgan.generation.allotment import check_guidance
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, piece_size, versions
 from cellgan.models.base import GenerationRequest, SolverSettings
+from cellgan.studies.checks import check_correction
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def correct(
     CheckpointError
         If the experiment is not trained.
     """
-    codes = check_target(experiment, target)
+    codes = check_correction(experiment, target)
     conditions = experiment.parameters.model.conditions(experiment.manifest())
     check_guidance(guidance, conditions)
     trained = TrainedModel.load(experiment.folder)
@@ -155,23 +155,6 @@ def correct(
         plots.integration_figure(figure, maps, columns[name], label, name)
         log.info("%s", figure)
     return path
-
-
-def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str, int]:
-    """Return the codes of a target's categories.
-
-    Raises
-    ------
-    ConfigError
-        As `correct`.
-    """
-    model, manifest = experiment.parameters.model, experiment.manifest()
-    require_ability(
-        model, "has_latents", "--correct", "cannot take cells back to noise"
-    )
-    codes = check_condition(target, manifest, "--correct")
-    check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), "--correct")
-    return codes
 
 
 def describe(scores: Mapping[str, Integration], batch: str, label: str) -> str:

@@ -24,7 +24,6 @@ import tensorflow as tf
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from cellgan.config.model_types import require_ability
 from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
@@ -38,16 +37,15 @@ from cellgan.evaluation.metrics.counterfactual import (
 )
 from cellgan.evaluation.metrics.integration import compared_cells
 from cellgan.experiment import Experiment, replacing
-from cellgan.generation.allotment import check_condition, check_guidance
 from cellgan.generation.files import OR_INPUT, read_processed
 from cellgan.generation.trained_model import TrainedModel, piece_size, versions
 from cellgan.models.base import AdditiveModel, EditedCells
+from cellgan.studies.checks import check_counterfactual
 
 log = logging.getLogger(__name__)
 
 LAYER = "head_{}"
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-WHERE = "--counterfactual"
 
 
 class Compared(NamedTuple):
@@ -98,7 +96,7 @@ def counterfactual(
     DataError
         If the file cannot be written.
     """
-    codes = check_target(experiment, target)
+    codes = check_counterfactual(experiment, target)
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
     if cells is None:
@@ -126,34 +124,6 @@ def counterfactual(
         f"\n{describe(scores)}" if scores else "",
     )
     return path
-
-
-def check_additive(experiment: Experiment, where: str) -> None:
-    """Refuse a model that is no sum of what covariates add.
-
-    Raises
-    ------
-    ConfigError
-        Naming the option.
-    """
-    model = experiment.parameters.model
-    require_ability(model, "is_additive", where, "is no sum of what covariates add")
-
-
-def check_target(experiment: Experiment, target: Mapping[str, str]) -> dict[str, int]:
-    """Return the codes of a target's categories.
-
-    Raises
-    ------
-    ConfigError
-        As `counterfactual`.
-    """
-    check_additive(experiment, WHERE)
-    model, manifest = experiment.parameters.model, experiment.manifest()
-    codes = check_condition(target, manifest, WHERE)
-    check_guidance(dict.fromkeys(codes, 1.0), model.conditions(manifest), WHERE)
-    model.check_target(target, WHERE)
-    return codes
 
 
 def as_batch(

@@ -25,7 +25,6 @@ import tensorflow as tf
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from cellgan.config.model_types import require_ability
 from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
@@ -50,6 +49,7 @@ from cellgan.generation.files import OR_INPUT, read_processed
 from cellgan.generation.trained_model import TrainedModel, piece_size, versions
 from cellgan.models.base import GenerativeModel, ReconstructingModel
 from cellgan.seeds import derive_seed
+from cellgan.studies.checks import check_embedding
 from cellgan.studies.counterfactual import as_batch
 
 log = logging.getLogger(__name__)
@@ -116,10 +116,9 @@ def embed(
     DataError
         If the cells are not there, or the file cannot be written.
     """
-    check_encoder(experiment)
+    check_embedding(experiment, settings.condition)
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
-    _check_decoded_as(trained, settings.condition)
     if cells is None:
         origin = str(experiment.processed_file)
         frames = read_processed(experiment, otherwise=OR_INPUT)
@@ -154,38 +153,6 @@ def embed(
             log.info("%s: %s", experiment.name, line)
     _write_beside(path, trained, frames[RNA].obs, collected)
     return path
-
-
-def check_encoder(experiment: Experiment) -> None:
-    """Refuse a model without an encoder.
-
-    Raises
-    ------
-    ConfigError
-        Naming those that have one.
-    """
-    model = experiment.parameters.model
-    require_ability(model, "has_encoder", "--embed", "has no encoder of cells")
-
-
-def _check_decoded_as(trained: TrainedModel, condition: Mapping[str, str]) -> None:
-    """Refuse a category that is not there, or makes no difference.
-
-    Raises
-    ------
-    ConfigError
-        Naming the covariates that make one.
-    """
-    check_condition(condition, trained.manifest)
-    model = trained.experiment.parameters.model
-    that_count = model.needed_columns(trained.manifest)
-    for name in condition:
-        if name not in that_count:
-            msg = (
-                f'--condition: the model decodes cells alike, whatever their "{name}" '
-                f"is. Covariates that count: {', '.join(that_count) or 'none'}."
-            )
-            raise ConfigError(msg)
 
 
 def latent_key(model_type: str) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from cellgan.data.manifest import RNA
-from cellgan.errors import ConfigError
 from cellgan.evaluation.comparison.pairs import make_pair
 from cellgan.evaluation.comparison.sides import Comparison, compare_experiment
 from cellgan.evaluation.figures import plots
@@ -26,6 +25,7 @@ from cellgan.evaluation.suite import covariate_agreements, make_sides
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation.trained_model import TrainedModel, Wishes
 from cellgan.models.base import SolverSettings
+from cellgan.studies.checks import check_guided
 
 log = logging.getLogger(__name__)
 
@@ -121,25 +121,6 @@ def one_cell(trained: TrainedModel) -> list[int]:
     numbers = [0] * max(len(trained.labels), 1)
     numbers[int(np.argmax(trained_on)) if trained.labels else 0] = 1
     return numbers
-
-
-def check_guided(experiment: Experiment) -> tuple[str, ...]:
-    """Return the covariates that the model is guided by.
-
-    Raises
-    ------
-    ConfigError
-        If it has no guidance, or is not conditioned on anything.
-    """
-    model = experiment.parameters.model
-    conditions = model.conditions(experiment.manifest())
-    if "guidance" not in model.GENERATION_KEYS or not conditions:
-        msg = (
-            f'--guidance-sweep: the model type "{model.type}"'
-            f"{'' if conditions else ', without a covariate,'} has no guidance."
-        )
-        raise ConfigError(msg)
-    return conditions
 
 
 def title_of(measure: str) -> str:

@@ -25,7 +25,7 @@ from cellgan.experiment import Experiment, replacing
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, piece_size, versions
 from cellgan.models.base import AdditiveModel
-from cellgan.studies.counterfactual import as_batch, check_additive
+from cellgan.studies.counterfactual import as_batch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ def influence(experiment: Experiment) -> Path:
     CheckpointError, DataError
         If the experiment is not trained, or its processed cells are gone.
     """
-    check_additive(experiment, "--influence")
     trained = TrainedModel.load(experiment.folder)
     cells, split = _held_out(read_processed(experiment)[RNA])
     model = cast(AdditiveModel, trained.model)

@@ -28,40 +28,23 @@ import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.config.model_types import require_ability
 from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
-from cellgan.errors import ConfigError, DataError
+from cellgan.errors import DataError
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation.allotment import (
     Codes,
     assign_covariates,
-    check_condition,
     check_guidance,
     draw_library_sizes,
 )
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, piece_size, versions
 from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
+from cellgan.studies.checks import InterpolationRequest, check_interpolation
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class InterpolationRequest:
-    """Which cells to make between two labels."""
-
-    ends: tuple[str, str]
-    """Labels at weight 0 and at weight 1."""
-    weights: tuple[float, ...]
-    """From 0 to 1."""
-    n_cells: int
-    """Cells of each weight."""
-    noise_step: int | None = None
-    """Start from training cells of the first label, with the noise of this step; None
-    starts from noise alone."""
-    seed: int = 0
 
 
 def interpolate(
@@ -166,38 +149,6 @@ def interpolate(
         path,
     )
     return path
-
-
-def check_interpolation(
-    experiment: Experiment, request: InterpolationRequest
-) -> tuple[int, int]:
-    """Return the codes of the two labels.
-
-    Raises
-    ------
-    ConfigError
-        As `interpolate`.
-    """
-    model, manifest = experiment.parameters.model, experiment.manifest()
-    where = "--interpolate"
-    require_ability(model, "mixes_labels", where, "cannot mix labels")
-    if manifest.label not in model.conditions(manifest):
-        msg = (
-            f"{where}: this model cannot mix labels: it is not conditioned on "
-            f'"{manifest.label}".'
-        )
-        raise ConfigError(msg)
-    codes = [
-        check_condition({manifest.label: name}, manifest, where)[manifest.label]
-        for name in request.ends
-    ]
-    bad = [weight for weight in request.weights if not 0 <= weight <= 1]
-    if bad:
-        msg = f"--weights: {bad[0]:g} found, expected numbers from 0 to 1."
-        raise ConfigError(msg)
-    if request.noise_step is not None:
-        model.check_noise_step(request.noise_step, "--init-step")
-    return codes[0], codes[1]
 
 
 def _source(experiment: Experiment, label: str, n_cells: int) -> CellBatch:

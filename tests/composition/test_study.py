@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.cli import main
+from cellgan.composition.scores import evaluate_composition
 from cellgan.composition.study import Study
 from cellgan.config.reading import load_parameters
 from cellgan.errors import CellganError
+from preprocessing.composition.corpora import process_composition
 from tests.composition_studies import composition, write_parameters, write_source
 from tests.tissues import REFERENCE_ELBO, REFERENCE_R2, write_tissue
 
@@ -41,7 +43,7 @@ def train_here(study: Study) -> list[str]:
     for name, experiment in study.experiments(study.manifest()).items():
         if not experiment.is_trained:
             keras.utils.clear_session()
-            commands.train(experiment)
+            perform("train", experiment)
             trained.append(name)
     return trained
 
@@ -363,9 +365,9 @@ def tissues(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         file = write_parameters(folder, block, model=model, training=training)
         study = open_study(file, folder)
         study = Study(folder / "experiments" / f"study{seed}", study.parameters)
-        commands.process_composition(study)
+        process_composition(study)
         train_here(study)
-        commands.evaluate_composition(study)
+        evaluate_composition(study)
         found = summary_of(study)[["mixture", "evaluation", "value"]]
         rows.append(found.assign(seed=seed))
         for mixture in REFERENCE_ELBO:

@@ -6,12 +6,13 @@ import anndata
 import numpy as np
 import pytest
 
-from cellgan import commands
+from cellgan.actions.perform import perform
 from cellgan.cli import main
 from cellgan.errors import ConfigError
 from cellgan.evaluation.metrics.integration import Integration, integration
 from cellgan.experiment import Experiment
-from cellgan.studies.correction import check_target, describe
+from cellgan.studies.checks import check_correction
+from cellgan.studies.correction import describe
 from tests.evaluation.folders import write_experiment
 
 
@@ -102,7 +103,7 @@ def test_a_model_without_latents_cannot_correct(tmp_path):
     with pytest.raises(
         ConfigError, match=r'"cscGAN" cannot take cells back .* for it: CFGen'
     ):
-        commands.correct(experiment, {"cluster": "type A"})
+        perform("correct", experiment, correct=["cluster=type A"])
 
 
 @pytest.mark.parametrize(
@@ -115,14 +116,16 @@ def test_a_model_without_latents_cannot_correct(tmp_path):
 def test_unknown_targets_are_refused(tmp_path, target, message):
     experiment = write_experiment(tmp_path / "flow", model="CFGen")
     with pytest.raises(ConfigError, match=message):
-        check_target(experiment, target)
+        check_correction(experiment, target)
 
 
 @pytest.mark.parametrize("name", ["cells.zarr", "cells.mtx"])
 def test_formats_without_a_place_for_latents_are_refused(tmp_path, name):
     experiment = write_experiment(tmp_path / "flow", model="CFGen")
     with pytest.raises(ConfigError, match=r"latents beside them, which \.h5ad files"):
-        commands.correct(experiment, {"cluster": "type A"}, save_path=tmp_path / name)
+        perform(
+            "correct", experiment, correct=["cluster=type A"], save_path=tmp_path / name
+        )
 
 
 def test_scores_are_told_before_and_after():

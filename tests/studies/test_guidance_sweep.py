@@ -10,12 +10,8 @@ from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
 from cellgan.models.base import SolverSettings
-from cellgan.studies.guidance_sweep import (
-    MEASURES,
-    check_guided,
-    describe,
-    sweep_guidance,
-)
+from cellgan.studies.checks import check_guided
+from cellgan.studies.guidance_sweep import MEASURES, describe, sweep_guidance
 from tests.evaluation.folders import write_experiment
 
 

@@ -1,0 +1,85 @@
+"""``--correct``: batch correction."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cellgan.actions.base import Action
+from cellgan.actions.options import (
+    GUIDANCE,
+    SAVE_PATH,
+    SEED,
+    SOLVER,
+    generation_settings,
+    path_of_cells,
+    read_pairs,
+    read_scales,
+    solver_keys,
+)
+
+if TYPE_CHECKING:
+    from cellgan.config.parameters import GenerationParameters
+    from cellgan.experiment import Experiment
+
+
+class Correction(NamedTuple):
+    """Where cells are moved to, and where they are written."""
+
+    target: dict[str, str]
+    path: Path
+    settings: GenerationParameters
+
+
+class Correct(Action):
+    """Move the processed cells to other categories."""
+
+    name = "correct"
+    help = "batch correction: move the processed cells to this category"
+    takes = types.MappingProxyType({"nargs": "+", "metavar": "COVARIATE=VALUE"})
+    options = (SEED, GUIDANCE, *SOLVER, SAVE_PATH)
+    ability = ("has_latents", "cannot take cells back to noise")
+
+    def check_words(self, options: argparse.Namespace) -> None:
+        """Refuse pairs and scales that are none."""
+        read_pairs(options.correct, "--correct")
+        read_scales(options.guidance)
+
+    def prepare(
+        self, experiment: Experiment, options: argparse.Namespace
+    ) -> Correction:
+        """Refuse what are no categories, or none that the model knows."""
+        from cellgan.studies.checks import check_correction
+
+        target = read_pairs(options.correct, "--correct") or {}
+        check_correction(experiment, target)
+        keys = {"guidance": read_scales(options.guidance), **solver_keys(options)}
+        path = path_of_cells(
+            options.save_path,
+            experiment.corrected_file,
+            experiment.manifest().features,
+            "corrected cells, which have latents beside them,",
+        )
+        return Correction(target, path, generation_settings(experiment, keys))
+
+    def run(self, experiment: Experiment, plan: Correction) -> None:
+        """Move the cells and say how well batches mix."""
+        from cellgan.start import load_tensorflow
+
+        load_tensorflow()
+        from cellgan.models.base import SolverSettings
+        from cellgan.studies import correction
+
+        correction.correct(
+            experiment,
+            plan.target,
+            plan.path,
+            seed=plan.settings.seed,
+            guidance=plan.settings.guidance,
+            solver=SolverSettings.of(plan.settings),
+        )
+
+
+ACTION = Correct()
