@@ -32,7 +32,7 @@ load_tensorflow()
 from cellgan.actions.perform import perform
 from cellgan.evaluation.metrics.integration import integration
 from cellgan.models.base import SolverSettings
-from cellgan.studies.correction import AFTER, BEFORE, correct
+from cellgan.studies.correction import AFTER, BEFORE, correct_cells
 
 EMBEDDED = "builtin:pbmc68k_reduced"
 CLUSTERS = "cluster_within_batch"
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     trained = time.perf_counter() - started
     target = options.target or cells.obs[batch].value_counts().index[0]
     started = time.perf_counter()
-    path = correct(
+    path = correct_cells(
         experiment,
         {batch: target},
         folder / "corrected.h5ad",

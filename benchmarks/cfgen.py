@@ -51,7 +51,7 @@ from cellgan.data.batches import (
     training_batches,
 )
 from cellgan.data.manifest import RNA, CovariateVocabulary, DatasetManifest
-from cellgan.generation.trained_model import piece_size
+from cellgan.generation.pieces import piece_size
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.models.cfgen.model import LatentFlow

@@ -74,6 +74,9 @@ ONLY_IMPORTS = {
     ),
 }
 ONLY_IMPORTED_BY = {"preprocessing": ("cellgan.actions", "preprocessing")}
+# What every study may import of their room; no study knows another.
+STUDIES = "cellgan.studies"
+SHARED_BY_STUDIES = tuple(f"{STUDIES}.{name}" for name in ("checks", "figures", "kit"))
 # The one door against the direction: `cellgan.load` is the package's public face.
 EXCEPTIONS = {("cellgan", "cellgan.generation.trained_model")}
 
@@ -228,6 +231,17 @@ def closed_doors(modules: Modules) -> list[str]:
             if importers is not None and not is_in(module, importers):
                 faults.append(f"{where}: only {', '.join(importers)} may.")
     return faults
+
+
+def imports_between_studies(modules: Modules) -> list[str]:
+    return [
+        f"{module}:{found.line} imports {found.target}: no study imports another. What "
+        f"both need belongs into {SHARED_BY_STUDIES[-1]}."
+        for module in modules
+        if room_of(module) == STUDIES
+        for found in imports(module, modules)
+        if room_of(found.target) == STUDIES and found.target not in SHARED_BY_STUDIES
+    ]
 
 
 def cycles(modules: Modules) -> list[str]:

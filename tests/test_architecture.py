@@ -13,6 +13,7 @@ from tests.architecture import (
     cycles,
     heavy_imports,
     house,
+    imports_between_studies,
     incomplete_families,
     mutable_state,
     prints,
@@ -29,6 +30,7 @@ RULES = (
     unknown_rooms,
     wrong_way_imports,
     closed_doors,
+    imports_between_studies,
     cycles,
     heavy_imports,
     tensorflow_in_evaluation,
@@ -50,6 +52,17 @@ def test_house_has_no(rule, modules) -> None:
 
     assert "cellgan.models.base" in modules
     assert not faults, "\n".join(faults)
+
+
+def test_study_that_imports_another_is_found() -> None:
+    small = house(
+        cellgan__studies__kit="",
+        cellgan__studies__first="from cellgan.studies import kit",
+        cellgan__studies__second="def run():\n    from cellgan.studies import first",
+    )
+
+    (fault,) = imports_between_studies(small)
+    assert fault.startswith("cellgan.studies.second:2 imports cellgan.studies.first")
 
 
 def test_unknown_room_is_told_where_to_register() -> None:

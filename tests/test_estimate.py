@@ -24,7 +24,7 @@ from cellgan.estimate import (
     made_up_batches,
     peak_memory,
 )
-from cellgan.generation.trained_model import piece_size
+from cellgan.generation.pieces import piece_size
 from cellgan.models.base import GeneratedCells
 from tests.fake_model import FakeModel
 from tests.linear_stage import LinearStage

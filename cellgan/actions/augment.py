@@ -83,7 +83,7 @@ class Augment(Action):
             keras.utils.clear_session()  # the graphs of the run before
             perform("train", derived)
 
-        augmentation.augment(
+        augmentation.measure_augmentation(
             experiment,
             plan.label,
             plan.fractions,

@@ -14,7 +14,6 @@ from cellgan.actions.options import (
     SEED,
     SOLVER,
     generation_settings,
-    path_of_cells,
     read_pairs,
     read_scales,
     solver_keys,
@@ -51,16 +50,19 @@ class Correct(Action):
         self, experiment: Experiment, options: argparse.Namespace
     ) -> Correction:
         """Refuse what are no categories, or none that the model knows."""
+        from cellgan.generation.requests import check_save_path
         from cellgan.studies.checks import check_correction
 
         target = read_pairs(options.correct, "--correct") or {}
         check_correction(experiment, target)
         keys = {"guidance": read_scales(options.guidance), **solver_keys(options)}
-        path = path_of_cells(
-            options.save_path,
-            experiment.corrected_file,
-            experiment.manifest().features,
-            "corrected cells, which have latents beside them,",
+        suffix = experiment.corrected_file.suffix
+        path = check_save_path(
+            options.save_path or experiment.corrected_file,
+            modalities=experiment.manifest().features,
+            suffix=suffix,
+            reason=f"corrected cells have latents beside them, which {suffix} files "
+            "hold. End the path in it.",
         )
         return Correction(target, path, generation_settings(experiment, keys))
 
@@ -72,7 +74,7 @@ class Correct(Action):
         from cellgan.models.base import SolverSettings
         from cellgan.studies import correction
 
-        correction.correct(
+        correction.correct_cells(
             experiment,
             plan.target,
             plan.path,

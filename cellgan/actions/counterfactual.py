@@ -13,7 +13,6 @@ from cellgan.actions.options import (
     SAVE_PATH,
     SEED,
     generation_settings,
-    path_of_cells,
     read_pairs,
 )
 
@@ -46,15 +45,16 @@ class Counterfactual(Action):
 
     def prepare(self, experiment: Experiment, options: argparse.Namespace) -> Edit:
         """Refuse what are no categories of the model's fields."""
+        from cellgan.generation.requests import check_save_path
         from cellgan.studies.checks import check_counterfactual
 
         target = read_pairs(options.counterfactual, "--counterfactual") or {}
         check_counterfactual(experiment, target)
-        path = path_of_cells(
-            options.save_path,
-            experiment.counterfactual_file,
-            experiment.manifest().features,
-            "edited cells",
+        path = check_save_path(
+            options.save_path or experiment.counterfactual_file,
+            modalities=experiment.manifest().features,
+            suffix=".h5ad",
+            reason="edited cells go to .h5ad files alone.",
         )
         settings = generation_settings(experiment, {"seed": options.seed})
         return Edit(target, options.input, path, settings.seed)
@@ -75,7 +75,7 @@ class Counterfactual(Action):
             cells = read_new_cells(
                 str(plan.cells), manifest, parameters.input_ds, fields
             )
-        counterfactual.counterfactual(
+        counterfactual.edit_cells(
             experiment,
             plan.target,
             plan.path,

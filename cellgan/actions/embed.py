@@ -14,7 +14,6 @@ from cellgan.actions.options import (
     SAVE_PATH,
     SEED,
     generation_settings,
-    path_of_cells,
     read_pairs,
 )
 from cellgan.errors import ConfigError, did_you_mean
@@ -78,13 +77,15 @@ class Embed(Action):
 
     def prepare(self, experiment: Experiment, options: argparse.Namespace) -> Encoding:
         """Refuse categories that make no difference to the decoder."""
-        from cellgan.data.manifest import RNA
+        from cellgan.generation.requests import check_save_path
         from cellgan.studies.checks import check_embedding
 
         condition = read_pairs(options.condition, "--condition") or {}
         check_embedding(experiment, condition)
-        path = path_of_cells(
-            options.save_path, experiment.embedded_file, (RNA,), "cells with latents"
+        path = check_save_path(
+            options.save_path or experiment.embedded_file,
+            suffix=".h5ad",
+            reason="cells with latents go to .h5ad files alone.",
         )
         return Encoding(
             options.input,
@@ -115,7 +116,7 @@ class Embed(Action):
                 columns,
                 fills_missing=True,
             )
-        embedding.embed(
+        embedding.embed_cells(
             experiment,
             plan.path,
             embedding.Settings(plan.layers, plan.n_samples, plan.seed, plan.condition),

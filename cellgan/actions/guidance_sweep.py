@@ -37,7 +37,7 @@ class GuidanceSweep(Action):
         from cellgan.models.base import SolverSettings
         from cellgan.studies import guidance_sweep
 
-        guidance_sweep.sweep_guidance(
+        guidance_sweep.compare_scales(
             experiment,
             seed=plan.seed,
             library_size=plan.library_size,

@@ -32,7 +32,7 @@ class Influence(Action):
         load_tensorflow()
         from cellgan.studies import influence
 
-        influence.influence(experiment)
+        influence.measure_influence(experiment)
 
 
 ACTION = Influence()

@@ -15,7 +15,6 @@ from cellgan.actions.options import (
     SEED,
     SOLVER,
     generation_settings,
-    path_of_cells,
     read_scales,
     solver_keys,
 )
@@ -77,6 +76,7 @@ class Interpolate(Action):
     ) -> Interpolation:
         """Refuse labels, weights and steps that there are not."""
         from cellgan.generation.allotment import check_guidance
+        from cellgan.generation.requests import check_save_path
         from cellgan.studies.checks import InterpolationRequest, check_interpolation
 
         manifest = experiment.manifest()
@@ -93,11 +93,11 @@ class Interpolate(Action):
         check_interpolation(experiment, request)
         conditions = experiment.parameters.model.conditions(manifest)
         check_guidance(settings.guidance, conditions)
-        path = path_of_cells(
-            options.save_path,
-            experiment.interpolated_file,
-            manifest.features,
-            "interpolated cells",
+        path = check_save_path(
+            options.save_path or experiment.interpolated_file,
+            modalities=manifest.features,
+            suffix=".h5ad",
+            reason="interpolated cells go to .h5ad files alone.",
         )
         return Interpolation(request, path, settings)
 
@@ -109,7 +109,7 @@ class Interpolate(Action):
         from cellgan.models.base import SolverSettings
         from cellgan.studies import interpolation
 
-        interpolation.interpolate(
+        interpolation.interpolate_labels(
             experiment,
             plan.request,
             plan.path,

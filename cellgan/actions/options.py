@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,27 +189,3 @@ def generation_settings(
     experiment.check_frozen("input_ds", "model")
     known = {key: value for key, value in keys.items() if value is not None}
     return with_generation(experiment.parameters, known).generation
-
-
-def path_of_cells(
-    path: Path | None, default: Path, modalities: Collection[str], what: str
-) -> Path:
-    """Return where cells go that need the format of their default file.
-
-    Parameters
-    ----------
-    what
-        The cells in words, for messages.
-
-    Raises
-    ------
-    ConfigError
-        If something else is there, or the ending is another.
-    """
-    from cellgan.generation.requests import check_save_path
-
-    checked = check_save_path(path or default, modalities=modalities)
-    if checked.suffix != default.suffix:
-        msg = f"--save_path: {checked}: {what} go to {default.suffix} files alone."
-        raise ConfigError(msg)
-    return checked

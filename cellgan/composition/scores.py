@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-import tensorflow as tf
 from sklearn.decomposition import PCA
 
 from cellgan.composition import report as composition_report
@@ -38,6 +37,7 @@ from cellgan.composition.statistics import (
 from cellgan.composition.study import Study, missing_genes
 from cellgan.config.composition import METRICS
 from cellgan.data.batches import CellBatch, cells_in_order
+from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.evaluation.comparison.pairs import Frame, make_pair, make_side
@@ -53,7 +53,8 @@ from cellgan.evaluation.metrics.reconstruction import (
 )
 from cellgan.evaluation.suite import median_bandwidths
 from cellgan.experiment import Experiment
-from cellgan.generation.trained_model import TrainedModel, piece_size
+from cellgan.generation.pieces import piece_size, row_slices
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import ReconstructingModel, Reconstruction
 from cellgan.seeds import derive_seed
 
@@ -182,7 +183,6 @@ def as_known_batch(
     Of a covariate that is missing or unknown, the most frequent value of the training
     cells stands in: a model must be given one.
     """
-    counts = tf.constant(cells.X[rows].toarray(), tf.float32)
     n_cells = rows.stop - rows.start
     codes, unknown = {}, {}
     for name, vocabulary in manifest.covariates.items():
@@ -191,19 +191,10 @@ def as_known_batch(
         values: list[str | None] = [None] * n_cells
         if name in cells.obs:
             values = cells.obs[name].iloc[rows].astype(str).tolist()
-        of_cells = [-1 if of is None else known.get(of, -1) for of in values]
-        unknown[name] = of_cells.count(-1)
-        codes[name] = tf.constant(
-            [common if code < 0 else code for code in of_cells], tf.int32
-        )
-    batch = CellBatch({RNA: counts}, {RNA: tf.reduce_sum(counts, axis=1)}, codes)
-    return batch, unknown
-
-
-def _pieces(n_cells: int, n_genes: int) -> Iterator[slice]:
-    size = max(1, piece_size(n_genes) // 2)
-    for first in range(0, n_cells, size):
-        yield slice(first, min(first + size, n_cells))
+        own = [-1 if value is None else known.get(value, -1) for value in values]
+        unknown[name] = own.count(-1)
+        codes[name] = [common if code < 0 else code for code in own]
+    return cell_batch({RNA: cells.X[rows]}, codes), unknown
 
 
 def _score_reconstructions(
@@ -227,7 +218,8 @@ def _score_reconstructions(
         residuals = ResidualSums() if is_first else None
         made: dict[str, list[Floats]] = {}
         latents, unknown = [], Counter[str]()
-        for rows in _pieces(cells.n_obs, cells.n_vars):
+        size = max(1, piece_size(cells.n_vars) // 2)
+        for rows in row_slices(cells.n_obs, size):
             batch, not_known = as_known_batch(cells, trained.manifest, rows)
             unknown.update(not_known)
             result = model.reconstruct(

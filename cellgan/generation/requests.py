@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import ConfigError, DataError, did_you_mean
@@ -92,16 +91,13 @@ def parse_cells_no(
     return numbers
 
 
-def label_codes(numbers: Sequence[int]) -> npt.NDArray[np.int32]:
-    """Return the label code of every cell: all of code 0 first, then those of 1, ..."""
-    return np.repeat(np.arange(len(numbers), dtype=np.int32), numbers)
-
-
 def check_save_path(
     path: str | Path,
     where: str = "--save_path",
     *,
     modalities: Collection[str] = (RNA,),
+    suffix: str = "",
+    reason: str = "",
 ) -> Path:
     """Refuse a path that names no known format or would overwrite something else.
 
@@ -109,13 +105,17 @@ def check_save_path(
     ----------
     modalities
         What is to be written.
+    suffix
+        The only one that will do; empty for all that suit the modalities.
+    reason
+        Why so, in a sentence, for the message.
 
     Raises
     ------
     ConfigError
-        If the suffix is not in `OUTPUT_FORMATS` or not for these modalities, if a file
-        would replace a folder, or if a folder would replace anything but a folder of
-        the same format.
+        If the suffix is not in `OUTPUT_FORMATS`, not for these modalities or not the
+        one that is wanted, if a file would replace a folder, or if a folder would
+        replace anything but a folder of the same format.
     """
     path = Path(path)
     if path.suffix in OUTPUT_FORMATS and (
@@ -141,6 +141,9 @@ def check_save_path(
             f"{where}: {path} exists and holds something else. Choose another path, or "
             f"remove it first."
         )
+        raise ConfigError(msg)
+    if suffix and path.suffix != suffix:
+        msg = f"{where}: {path}: {reason}"
         raise ConfigError(msg)
     return path
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-import tensorflow as tf
 
 from cellgan.data.batches import CellBatch, cells_in_order
+from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.generation.integer_counts import uniform
 from cellgan.seeds import derive_seed
@@ -33,13 +33,13 @@ class SourceCells:
     rows: npt.NDArray[np.int64]
     """Which of them each cell of the request starts from."""
 
-    def between(self, first: int, end: int) -> CellBatch:
+    def piece(self, cells: slice) -> CellBatch:
         """Return the sources of some consecutive cells of the request."""
-        rows = self.rows[first:end]
-        return CellBatch(
-            {RNA: tf.constant(self.values[rows].toarray())},
-            {RNA: tf.constant(self.library_size[rows])},
-            {name: tf.constant(of[rows]) for name, of in self.codes.items()},
+        rows = self.rows[cells]
+        return cell_batch(
+            {RNA: self.values[rows]},
+            {name: codes[rows] for name, codes in self.codes.items()},
+            {RNA: self.library_size[rows]},
         )
 
 
@@ -93,12 +93,12 @@ def draw_sources(
         first += n_batch
         values.append(sp.csr_matrix(batch.features[RNA].numpy()[here]))
         sizes.append(batch.library_size[RNA].numpy()[here])
-        for name, of in codes.items():
-            of.append(batch.covariates[name].numpy()[here])
+        for name, parts in codes.items():
+            parts.append(batch.covariates[name].numpy()[here])
     return SourceCells(
         sp.vstack(values, format="csr"),
         np.concatenate(sizes),
-        {name: np.concatenate(of) for name, of in codes.items()},
+        {name: np.concatenate(parts) for name, parts in codes.items()},
         rows.reshape(-1),
     )
 

@@ -21,21 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, cast
 import anndata
 import keras
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
-from tqdm import tqdm
 
 import cellgan
 from cellgan import models
 from cellgan.config.base import ModelConfig
+from cellgan.config.parameters import ExperimentParameters
 from cellgan.config.reading import as_json
+from cellgan.data.cells import name_frame
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import DataError
 from cellgan.experiment import Experiment
 from cellgan.generation.allotment import (
-    Codes,
     assign_covariates,
     check_guidance,
     draw_library_sizes,
@@ -43,6 +42,7 @@ from cellgan.generation.allotment import (
 )
 from cellgan.generation.files import write_cells
 from cellgan.generation.integer_counts import to_counts
+from cellgan.generation.pieces import piece_size, request_rows, row_slices
 from cellgan.generation.requests import (
     LIKE_DATA,
     CellsRequest,
@@ -68,10 +68,6 @@ DRAWN = "drawn from the model"
 EDITED = "training cells, drawn at random and edited"
 FROM_POSTERIORS = "drawn from posteriors of training cells with the same covariates"
 """Where generated cells come from."""
-MOST_VALUES = 2**23
-"""Values of a dense piece, at most: 32 MB as float32."""
-MOST_CELLS = 4096
-"""Cells of a piece, at most."""
 
 
 class Request(NamedTuple):
@@ -79,40 +75,21 @@ class Request(NamedTuple):
 
     numbers: tuple[int, ...]
     """Cells per label, in code order; one number for an unconditional model."""
-    codes: Codes
-    """All covariates of every cell."""
-    seed: int
+    cells: GenerationRequest
+    """Of all cells, without those to start from."""
     counts: bool
     """Whether normalised expression is to be turned into integer counts."""
-    library_sizes: Mapping[str, npt.NDArray[np.float32]] | None
-    """Of every cell by modality, for models that make counts."""
-    guidance: Mapping[str, float]
-    solver: SolverSettings | None
-    said: Mapping[str, Any]
+    wishes: Mapping[str, Any]
     """What was asked for, as plain values."""
     model: ModelConfig
     """Whose conditions can be asked for."""
     sources: SourceCells | None = None
     """Of every cell, for models that start from cells."""
 
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return sum(self.numbers)
-
-    def between(self, first: int, end: int) -> GenerationRequest:
+    def piece(self, rows: slice) -> GenerationRequest:
         """Return what a model is asked for, of some consecutive cells."""
-        sizes = self.library_sizes
-        return GenerationRequest(
-            covariates={name: of[first:end] for name, of in self.codes.items()},
-            n_cells=min(end, self.n_cells) - first,
-            seed=self.seed,
-            first_cell=first,
-            library_sizes=sizes and {name: of[first:end] for name, of in sizes.items()},
-            guidance=self.guidance,
-            solver=self.solver,
-            source=self.sources.between(first, end) if self.sources else None,
-        )
+        source = self.sources.piece(rows) if self.sources else None
+        return dataclasses.replace(request_rows(self.cells, rows), source=source)
 
 
 class Piece(NamedTuple):
@@ -132,7 +109,7 @@ class Wishes(TypedDict, total=False):
     condition: Mapping[str, str]
     """Category, by covariate, of all cells."""
     requests: str | Path | None
-    """File of requests, in place of numbers: see `wanted_cells.read_requests`."""
+    """File of requests, in place of numbers: see `allotment.read_requests`."""
     guidance: Mapping[str, float]
     """Guidance scale by covariate: 1, the default, is plainly conditional."""
     latents: str
@@ -292,17 +269,22 @@ class TrainedModel:
             "%s, step %d: %d cells x %s, %s, in %.1f s (%.0f cells/s): %s",
             self.experiment.name,
             self.step,
-            request.n_cells,
+            request.cells.n_cells,
             " + ".join(
                 f"{cells.n_vars} {FEATURE_NAMES[modality]}"
                 for modality, cells in frames.items()
             ),
             frames[RNA].uns["cellgan"]["scale"],
             seconds,
-            request.n_cells / seconds,
+            request.cells.n_cells / seconds,
             path,
         )
         return path
+
+    def row_slices(self, n_cells: int, *, task: str | None = None) -> Iterator[slice]:
+        """Yield the rows of one piece of cells after the other: see `row_slices`."""
+        size = piece_size(sum(map(len, self.manifest.features.values())))
+        return row_slices(n_cells, size, task=task)
 
     @property
     def _knows_labels(self) -> bool:
@@ -356,77 +338,76 @@ class TrainedModel:
         knows_labels = model.knows_labels(self.manifest)
         return Request(
             numbers=tuple(numbers if knows_labels else [sum(numbers)]),
-            codes=codes,
-            seed=seed,
+            cells=GenerationRequest(
+                covariates=codes,
+                n_cells=sum(numbers),
+                seed=seed,
+                library_sizes=sizes,
+                guidance=guidance,
+                solver=wishes.get("solver"),
+            ),
             counts=counts and not model.makes_counts,
-            library_sizes=sizes,
-            guidance=guidance,
-            solver=wishes.get("solver"),
-            said=_plain(wishes),
+            wishes=_plain(wishes),
             model=model,
             sources=sources,
         )
 
     def _pieces(self, request: Request) -> Iterator[Piece]:
         """Make the cells of a request, a piece at a time."""
-        size = piece_size(sum(map(len, self.manifest.features.values())))
-        total = request.n_cells
-        with tqdm(total=total, unit=" cells", delay=2, unit_scale=True) as bar:
-            for first in range(0, total, size):
-                yield self._piece(request, first, first + size)
-                bar.update(min(size, total - first))
+        for rows in self.row_slices(request.cells.n_cells, task=""):
+            yield self._piece(request.piece(rows), counts=request.counts)
 
-    def _piece(self, request: Request, first: int, end: int) -> Piece:
-        generated = self.model.generate(request.between(first, end))
+    def _piece(self, request: GenerationRequest, *, counts: bool) -> Piece:
+        generated = self.model.generate(request)
         features = dict(generated.features)
-        if request.counts and not generated.are_counts:
-            codes = request.codes[self.manifest.label][first:end]
-            counts = to_counts(
+        if counts and not generated.are_counts:
+            codes = request.covariates[self.manifest.label]
+            integers = to_counts(
                 features[RNA].toarray(),
                 codes if self._knows_labels else None,
                 self.manifest,
                 seed=request.seed,
-                first_cell=first,
+                first_cell=request.first_cell,
             )
-            features[RNA] = sparse_rows(counts)
-        return Piece(features, request.counts or generated.are_counts)
+            features[RNA] = sparse_rows(integers)
+        return Piece(features, counts or generated.are_counts)
 
     def _frames(
         self, request: Request, *, are_counts: bool
     ) -> dict[str, anndata.AnnData]:
         """Return names, covariates and provenance of a request's cells, without X."""
-        names = [f"generated_{cell}" for cell in range(request.n_cells)]
-        obs = pd.DataFrame(index=pd.Index(names, dtype=object))
+        n_cells = request.cells.n_cells
+        obs = name_frame(f"generated_{cell}" for cell in range(n_cells))
         for name in request.model.conditions(self.manifest):
             obs[name] = pd.Categorical.from_codes(
-                request.codes[name], list(self.manifest.covariates[name].categories)
+                request.cells.covariates[name],
+                list(self.manifest.covariates[name].categories),
             )
-        provenance = self._provenance(request, are_counts=are_counts)
+        record = self._provenance(request, are_counts=are_counts)
         return {
             modality: anndata.AnnData(
                 obs=obs.copy(),
-                var=pd.DataFrame(index=pd.Index(list(features), dtype=object)),
-                uns={"cellgan": provenance},
+                var=name_frame(features),
+                uns={"cellgan": record},
             )
             for modality, features in self.manifest.features.items()
         }
 
     def _provenance(self, request: Request, *, are_counts: bool) -> dict[str, Any]:
         parameters = self.experiment.parameters
-        return {
-            "parameters": json.dumps(as_json(parameters), sort_keys=True),
-            "model_type": parameters.model.type,
-            "step": self.step,
-            "seed": request.seed,
-            "cells_no": np.array(request.numbers, dtype=np.int64),
-            "request": json.dumps(request.said, sort_keys=True),
-            "scale": self._scale(request, are_counts=are_counts),
-            "source": {"none": DRAWN, "any": EDITED, "alike": FROM_POSTERIORS}[
+        return provenance(
+            parameters,
+            self.step,
+            model_type=parameters.model.type,
+            seed=request.cells.seed,
+            cells_no=np.array(request.numbers, dtype=np.int64),
+            request=json.dumps(request.wishes, sort_keys=True),
+            scale=self._scale(request, are_counts=are_counts),
+            source={"none": DRAWN, "any": EDITED, "alike": FROM_POSTERIORS}[
                 request.model.source_cells
             ],
-            "are_counts": are_counts,
-            "versions": versions(),
-        }
+            are_counts=are_counts,
+        )
 
     def _scale(self, request: Request, *, are_counts: bool) -> str:
         """Say in words what the values are."""
@@ -446,15 +427,15 @@ class TrainedModel:
 
 def _plain(wishes: Wishes) -> dict[str, Any]:
     """Return wishes as what JSON can hold, those that are none left out."""
-    said = {name: of for name, of in wishes.items() if of}
+    plain = {name: value for name, value in wishes.items() if value}
     if solver := wishes.get("solver"):
-        said["solver"] = dataclasses.asdict(solver)
+        plain["solver"] = dataclasses.asdict(solver)
     if requests := wishes.get("requests"):
-        said["requests"] = str(requests)
+        plain["requests"] = str(requests)
     for name in ("condition", "guidance"):
-        if name in said:
-            said[name] = dict(cast(Any, said[name]))
-    return said
+        if name in plain:
+            plain[name] = dict(cast(Any, plain[name]))
+    return plain
 
 
 def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:
@@ -467,18 +448,27 @@ def joined(frames: Mapping[str, anndata.AnnData]) -> anndata.AnnData | MuData:
         return mudata.MuData(dict(frames))
 
 
-def piece_size(n_genes: int) -> int:
-    """Return how many cells to make at once.
+def provenance(
+    parameters: ExperimentParameters, step: int, **details: Any
+) -> dict[str, Any]:
+    """Return where cells come from, for ``uns["cellgan"]``.
 
-    A power of two, so that a piece holds whole batches of the model.
+    Parameters
+    ----------
+    step
+        Of the weights.
+    details
+        What else is to be said.
     """
-    size = MOST_CELLS
-    while size > 1 and size * n_genes > MOST_VALUES:
-        size //= 2
-    return size
+    return {
+        "parameters": json.dumps(as_json(parameters), sort_keys=True),
+        "step": step,
+        **details,
+        "versions": _versions(),
+    }
 
 
-def versions() -> Mapping[str, str]:
+def _versions() -> Mapping[str, str]:
     """Return the versions of what has a part in the generated values."""
     return {
         "cellgan": cellgan.__version__,

@@ -16,7 +16,6 @@ https://doi.org/10.1038/s41467-019-14018-z
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -30,19 +29,26 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import f1_score
 
 from cellgan.config.reading import as_json
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import DataError
 from cellgan.evaluation.comparison.sides import cell_labels
-from cellgan.evaluation.comparison.space import Labels, log_expression
-from cellgan.evaluation.figures import plots
-from cellgan.evaluation.figures.plots import Estimate
-from cellgan.experiment import Experiment, replacing, write_json
+from cellgan.evaluation.comparison.space import (
+    N_COMPONENTS,
+    Labels,
+    fit_space,
+    log_expression,
+)
+from cellgan.evaluation.figures.plots import save
+from cellgan.experiment import Experiment, write_json
 from cellgan.generation.files import read_processed
 from cellgan.seeds import derive_seed
 from cellgan.studies.checks import check_augmentation
-from cellgan.studies.recognition import held_out_f1
+from cellgan.studies.figures import Estimate, strategy_figure
+from cellgan.studies.kit import write_table
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ STRATEGIES = ("reduced", "upsampled", "augmented", "full")
 FEWEST_KEPT = 3
 """However small the fraction, this many training cells of the label are kept."""
 CONFIDENCE = 0.95
+N_TREES = 100
 
 WriteDataset = Callable[[Experiment, anndata.AnnData], object]
 Train = Callable[[Experiment], object]
@@ -64,7 +71,7 @@ class Cells(NamedTuple):
     """log1p of expression at one library size, ``(n_cells, n_genes)``."""
     labels: Labels
 
-    def of_rows(self, rows: Rows) -> Cells:
+    def take(self, rows: Rows) -> Cells:
         """Return the cells of these rows."""
         return Cells(self.log_values[rows], self.labels[rows])
 
@@ -79,7 +86,7 @@ class Cut:
 
 
 @dataclasses.dataclass(frozen=True)
-class RealCells:
+class DividedCells:
     """The cells of the whole experiment, as the random forests see them."""
 
     cells: Cells
@@ -90,7 +97,7 @@ class RealCells:
     label: str
     """The label to be recognised."""
 
-    def of_label(self, rows: Rows) -> Rows:
+    def with_label(self, rows: Rows) -> Rows:
         """Return those of the rows whose label is the one to be recognised."""
         return rows[self.cells.labels[rows] == self.label]
 
@@ -100,7 +107,7 @@ class RealCells:
         Cuts of one seed are nested: a smaller fraction keeps some of the cells that a
         larger one keeps.
         """
-        rows = self.of_label(self.training)
+        rows = self.with_label(self.training)
         n_kept = max(FEWEST_KEPT, round(fraction * len(rows)))
         n_kept = min(n_kept, len(rows) - 1)
         rng = np.random.default_rng(derive_seed(seed, "cut", self.label))
@@ -152,7 +159,7 @@ class Run:
         return {"label": self.label, **self.numbers, **blocks}
 
 
-def augment(
+def measure_augmentation(
     experiment: Experiment,
     label: str,
     fractions: Sequence[float],
@@ -210,7 +217,7 @@ def augment(
     manifest = experiment.manifest()
     check_augmentation(experiment, label, fractions, len(seeds))
     processed = read_processed(experiment)[RNA]
-    real = _real_cells(experiment, processed, manifest, label)
+    real = _divide(experiment, processed, manifest, label)
     name = _file_name(label, manifest.label_vocabulary.categories)
     runs = [
         _plan(experiment, name, real, fraction, seed)
@@ -242,12 +249,12 @@ def augment(
     return _write_report(experiment, name, real, rows)
 
 
-def _real_cells(
+def _divide(
     experiment: Experiment,
     processed: anndata.AnnData,
     manifest: DatasetManifest,
     label: str,
-) -> RealCells:
+) -> DividedCells:
     """Find the cells to train and to test on; refuse when there are too few."""
     labels = cell_labels(processed.obs, manifest.label)
     splits = np.asarray(processed.obs["split"].astype(str))
@@ -271,7 +278,7 @@ def _real_cells(
         )
         raise DataError(msg)
     size = manifest.target_library_size
-    return RealCells(
+    return DividedCells(
         cells=Cells(log_expression(processed.X, size), labels),
         training=np.flatnonzero(splits == "train"),
         held_out=np.flatnonzero(splits == held_out_splits[0]),
@@ -289,7 +296,7 @@ def _file_name(label: str, categories: Sequence[str]) -> str:
 
 
 def _plan(
-    experiment: Experiment, name: str, real: RealCells, fraction: float, seed: int
+    experiment: Experiment, name: str, real: DividedCells, fraction: float, seed: int
 ) -> Run:
     """Return the run of a fraction and seed.
 
@@ -327,7 +334,7 @@ def _expression(
     return log_expression(values, manifest.target_library_size)
 
 
-def _scores(real: RealCells, run: Run, generated: sp.csr_array) -> dict[str, float]:
+def _scores(real: DividedCells, run: Run, generated: sp.csr_array) -> dict[str, float]:
     """Return the held-out F1 of the label for every strategy."""
     cut, seed = run.cut, run.seed
     rng = np.random.default_rng(derive_seed(seed, "upsample", len(cut.kept)))
@@ -335,28 +342,46 @@ def _scores(real: RealCells, run: Run, generated: sp.csr_array) -> dict[str, flo
     reduced = np.setdiff1d(real.training, cut.removed)
     cells = real.cells
     training_sets = {
-        "reduced": cells.of_rows(reduced),
-        "upsampled": cells.of_rows(np.concatenate([reduced, repeated])),
+        "reduced": cells.take(reduced),
+        "upsampled": cells.take(np.concatenate([reduced, repeated])),
         "augmented": Cells(
             sp.vstack([cells.log_values[reduced], generated], format="csr"),
             np.concatenate(
                 [cells.labels[reduced], np.full(generated.shape[0], real.label)]
             ),
         ),
-        "full": cells.of_rows(real.training),
+        "full": cells.take(real.training),
     }
-    held_out = cells.of_rows(real.held_out)
+    held_out = cells.take(real.held_out)
+    forest_seed = derive_seed(seed, "forest")
     return {
         strategy: held_out_f1(
-            training_sets[strategy].log_values,
-            training_sets[strategy].labels,
-            held_out.log_values,
-            held_out.labels,
-            label=real.label,
-            seed=derive_seed(seed, "forest"),
+            training_sets[strategy], held_out, label=real.label, seed=forest_seed
         )
         for strategy in STRATEGIES
     }
+
+
+def held_out_f1(training: Cells, held_out: Cells, *, label: str, seed: int) -> float:
+    """Return the F1 of one label against all others on held-out cells.
+
+    Variable genes, principal components and the random forest are all learned from
+    the training cells given, whether real, repeated or generated.
+
+    Parameters
+    ----------
+    training, held_out
+        With values at the same library size.
+    label
+        The label whose cells are to be recognised.
+    seed
+        Seed of decomposition and forest.
+    """
+    space = fit_space(training.log_values, seed=seed, n_components=N_COMPONENTS)
+    forest = RandomForestClassifier(N_TREES, random_state=seed, n_jobs=-1)
+    forest.fit(space.components(training.log_values), training.labels == label)
+    predicted = forest.predict(space.components(held_out.log_values))
+    return float(f1_score(held_out.labels == label, predicted, zero_division=0.0))
 
 
 def mean_and_interval(values: Sequence[float]) -> Estimate:
@@ -373,7 +398,7 @@ def mean_and_interval(values: Sequence[float]) -> Estimate:
 
 
 def _write_report(
-    experiment: Experiment, name: str, real: RealCells, runs: list[dict[str, Any]]
+    experiment: Experiment, name: str, real: DividedCells, runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     fractions = list(dict.fromkeys(run["fraction"] for run in runs))
     scores = {
@@ -388,8 +413,8 @@ def _write_report(
         "label": real.label,
         "held_out_split": real.split,
         "n_held_out": len(real.held_out),
-        "n_held_out_of_label": len(real.of_label(real.held_out)),
-        "n_training_of_label": len(real.of_label(real.training)),
+        "n_held_out_of_label": len(real.with_label(real.held_out)),
+        "n_training_of_label": len(real.with_label(real.training)),
         "confidence": CONFIDENCE,
         "runs": runs,
         "summary": [
@@ -405,26 +430,16 @@ def _write_report(
         ],
     }
     folder = experiment.augmentation_folder
-    plots.strategy_figure(
-        folder / f"{name}.png",
-        fractions,
-        scores,
-        title=f'{experiment.name}: recognising "{real.label}"',
-    )
-    with (
-        replacing(folder / f"{name}.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, fieldnames=list(runs[0]))
-        table.writeheader()
-        table.writerows(runs)
+    title = f'{experiment.name}: recognising "{real.label}"'
+    save(strategy_figure(fractions, scores, title=title), folder / f"{name}.png")
+    write_table(folder / f"{name}.csv", runs)
     write_json(folder / f"{name}.json", document)
     log.info("%s", _table(real, fractions, scores))
     return document
 
 
 def _table(
-    real: RealCells,
+    real: DividedCells,
     fractions: Sequence[float],
     scores: Mapping[str, Sequence[Estimate]],
 ) -> str:

@@ -12,7 +12,6 @@ CFGen, section 5.4. https://arxiv.org/abs/2407.11734
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -23,13 +22,9 @@ from typing import Any
 import anndata
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import scipy.sparse as sp
-import tensorflow as tf
-from tqdm import tqdm
 
-from cellgan.config.reading import as_json
-from cellgan.data.batches import CellBatch
+from cellgan.data.cells import batch_of_rows
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.figures import plots
 from cellgan.evaluation.metrics.integration import (
@@ -37,12 +32,14 @@ from cellgan.evaluation.metrics.integration import (
     compared_cells,
     integration,
 )
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
 from cellgan.generation.allotment import check_guidance
 from cellgan.generation.files import read_processed
-from cellgan.generation.trained_model import TrainedModel, piece_size, versions
+from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.studies.checks import check_correction
+from cellgan.studies.figures import integration_figure
+from cellgan.studies.kit import change_category, set_aside, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ BEFORE, AFTER = "X_latent", "X_corrected"
 """Keys of ``obsm``."""
 
 
-def correct(
+def correct_cells(
     experiment: Experiment,
     target: Mapping[str, str],
     path: Path,
@@ -98,20 +95,18 @@ def correct(
     for modality, cells in frames.items():
         cells.X = counts[modality]
         cells.obsm[BEFORE], cells.obsm[AFTER] = before, after
-        for column in {"n_counts", "n_genes", "n_peaks"} & {*cells.obs}:
-            cells.obs[f"original_{column}"] = cells.obs.pop(column)
+        set_aside(cells.obs, ("n_counts", "n_genes", "n_peaks"))
         cells.layers.clear()
-        cells.uns["cellgan"] = {
-            "parameters": json.dumps(as_json(experiment.parameters), sort_keys=True),
-            "step": trained.step,
-            "seed": seed,
-            "corrected_to": dict(target),
-            "guidance": dict(guidance),
-            "solver": solver.name,
-            "scale": "counts, each cell with its own library size",
-            "are_counts": True,
-            "versions": versions(),
-        }
+        cells.uns["cellgan"] = provenance(
+            experiment.parameters,
+            trained.step,
+            seed=seed,
+            corrected_to=dict(target),
+            guidance=dict(guidance),
+            solver=solver.name,
+            scale="counts, each cell with its own library size",
+            are_counts=True,
+        )
     obs = frames[RNA].obs
     rows = compared_cells(len(obs), seed)
     points = {"before": before[rows], "after": after[rows]}
@@ -122,10 +117,11 @@ def correct(
     label = columns[trained.manifest.label]
     for name, category in target.items():
         scores = {
-            when: integration(of, columns[name], label) for when, of in points.items()
+            when: integration(latents, columns[name], label)
+            for when, latents in points.items()
         }
         frames[RNA].uns["cellgan"][f"integration_{name}"] = {
-            when: of._asdict() for when, of in scores.items()
+            when: score._asdict() for when, score in scores.items()
         }
         log.info(
             "%s: %d cells to %s %s in %.1f s (scores are of %d cells)\n%s",
@@ -137,23 +133,21 @@ def correct(
             len(rows),
             describe(scores, name, trained.manifest.label),
         )
-    for name, category in target.items():  # what cells were is kept beside
-        was = obs[name].copy()
-        now = pd.Categorical([category] * len(obs), categories=was.cat.categories)
+    for name, category in target.items():
+        own = obs[name].copy()
         for cells in frames.values():
-            cells.obs[f"original_{name}"] = was
-            cells.obs[name] = now
-    _write(path, frames)
+            change_category(cells.obs, own, category, own.cat.categories)
+    write_whole(path, frames)
     log.info("%s: corrected cells in %s", experiment.name, path)
     maps = [
-        plots.embed(of, method="tsne", seed=0, log_components=False)
-        for of in points.values()
+        plots.embed(latents, method="tsne", seed=0, log_components=False)
+        for latents in points.values()
     ]
     for name in target:
         in_a_file_name = re.sub(r"[^\w.-]+", "_", name)
-        figure = path.with_name(f"{path.stem}_{in_a_file_name}.png")
-        plots.integration_figure(figure, maps, columns[name], label, name)
-        log.info("%s", figure)
+        file = path.with_name(f"{path.stem}_{in_a_file_name}.png")
+        plots.save(integration_figure(maps, columns[name], label, name), file)
+        log.info("%s", file)
     return path
 
 
@@ -167,7 +161,7 @@ def describe(scores: Mapping[str, Integration], batch: str, label: str) -> str:
     width = max(map(len, titles.values()))
     lines = [f"    {'':{width}}  " + "  ".join(f"{when:>7}" for when in scores)]
     for key, title in titles.items():
-        values = "  ".join(f"{getattr(of, key):7.3f}" for of in scores.values())
+        values = "  ".join(f"{getattr(score, key):7.3f}" for score in scores.values())
         lines.append(f"    {title:{width}}  {values}")
     return "\n".join(lines)
 
@@ -183,73 +177,36 @@ def _moved(
     """Return latents before and after, and counts by modality."""
     manifest = trained.manifest
     conditions = trained.experiment.parameters.model.conditions(manifest)
-    obs = frames[RNA].obs
-    own = {
-        name: manifest.covariates[name].encode(obs[name].astype(str).tolist())
-        for name in {*conditions, manifest.label}
-    }
+    names = {*conditions, manifest.label}
     before: list[Any] = []
     after: list[Any] = []
     counts: dict[str, list[sp.csr_matrix]] = {modality: [] for modality in frames}
-    size = piece_size(sum(map(len, manifest.features.values())))
-    with tqdm(total=len(obs), unit=" cells", delay=2, desc="correcting") as bar:
-        for first in range(0, len(obs), size):
-            rows = slice(first, min(first + size, len(obs)))
-            source = _batch(frames, own, rows)
-            requested = {
-                name: np.full_like(of[rows], target[name])
-                if name in target
-                else of[rows]
-                for name, of in own.items()
-            }
-            made = trained.model.generate(
-                GenerationRequest(
-                    covariates=requested,
-                    n_cells=rows.stop - first,
-                    seed=seed,
-                    first_cell=first,
-                    source=source,
-                    library_sizes={
-                        name: of.numpy() for name, of in source.library_size.items()
-                    },
-                    guidance=guidance,
-                    solver=solver,
-                )
+    for rows in trained.row_slices(frames[RNA].n_obs, task="correcting"):
+        source = batch_of_rows(frames, manifest, rows, names)
+        codes = {name: own.numpy() for name, own in source.covariates.items()}
+        codes |= {
+            name: np.full_like(codes[name], code) for name, code in target.items()
+        }
+        made = trained.model.generate(
+            GenerationRequest(
+                covariates=codes,
+                n_cells=rows.stop - rows.start,
+                seed=seed,
+                first_cell=rows.start,
+                source=source,
+                library_sizes={
+                    name: total.numpy() for name, total in source.library_size.items()
+                },
+                guidance=guidance,
+                solver=solver,
             )
-            before.append(trained.model.latents(source.features))
-            after.append(made.latent)
-            for modality, values in made.features.items():
-                counts[modality].append(values)
-            bar.update(rows.stop - first)
+        )
+        before.append(trained.model.latents(source.features))
+        after.append(made.latent)
+        for modality, values in made.features.items():
+            counts[modality].append(values)
     return (
         np.concatenate(before),
         np.concatenate(after),
-        {name: sp.vstack(of, format="csr") for name, of in counts.items()},
+        {name: sp.vstack(parts, format="csr") for name, parts in counts.items()},
     )
-
-
-def _batch(
-    frames: Mapping[str, anndata.AnnData],
-    codes: Mapping[str, npt.NDArray[np.int32]],
-    rows: slice,
-) -> CellBatch:
-    features = {
-        name: tf.constant(cells.X[rows].toarray(), tf.float32)
-        for name, cells in frames.items()
-    }
-    return CellBatch(
-        features,
-        {name: tf.reduce_sum(of, axis=1) for name, of in features.items()},
-        {name: tf.constant(of[rows]) for name, of in codes.items()},
-    )
-
-
-def _write(path: Path, frames: Mapping[str, anndata.AnnData]) -> None:
-    if len(frames) == 1:
-        with replacing(path) as temporary:
-            frames[RNA].write_h5ad(temporary)
-        return
-    import mudata  # noqa: PLC0415  (slow, and seldom needed)
-
-    with mudata.set_options(pull_on_update=False), replacing(path) as temporary:
-        mudata.write_h5mu(temporary, mudata.MuData(dict(frames)))

@@ -10,24 +10,18 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import anndata
 import h5py
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import scipy.sparse as sp
-import tensorflow as tf
 from anndata.io import write_elem
-from tqdm import tqdm
 
-from cellgan.config.reading import as_json
-from cellgan.data.batches import CellBatch
-from cellgan.data.manifest import RNA, DatasetManifest
-from cellgan.errors import DataError
+from cellgan.data.cells import batch_of_rows, name_frame
+from cellgan.data.manifest import RNA
 from cellgan.evaluation.metrics.counterfactual import (
     EDITED,
     FEWEST_CELLS,
@@ -36,26 +30,28 @@ from cellgan.evaluation.metrics.counterfactual import (
     counterfactual_scores,
 )
 from cellgan.evaluation.metrics.integration import compared_cells
-from cellgan.experiment import Experiment, replacing
-from cellgan.generation.files import OR_INPUT, read_processed
-from cellgan.generation.trained_model import TrainedModel, piece_size, versions
+from cellgan.experiment import Experiment
+from cellgan.generation.files import read_processed
+from cellgan.generation.trained_model import (
+    TrainedModel,
+    provenance,
+)
 from cellgan.models.base import AdditiveModel, EditedCells
 from cellgan.studies.checks import check_counterfactual
+from cellgan.studies.kit import (
+    cells_to_study,
+    change_category,
+    dense_rows,
+    set_aside,
+    writing,
+)
 
 log = logging.getLogger(__name__)
 
 LAYER = "head_{}"
-STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
-class Compared(NamedTuple):
-    """Cells on the scale of the model, to score edited ones by."""
-
-    training: Population
-    held_out: Population
-
-
-def counterfactual(
+def edit_cells(
     experiment: Experiment,
     target: Mapping[str, str],
     path: Path,
@@ -99,20 +95,15 @@ def counterfactual(
     codes = check_counterfactual(experiment, target)
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
-    if cells is None:
-        cells = read_processed(experiment, otherwise=OR_INPUT)[RNA]
-        origin = str(experiment.processed_file)
+    frames, origin = cells_to_study(experiment, cells, origin)
+    cells = frames[RNA]
     skeleton = _skeleton(trained, cells, target, origin)
     scores = _scores(experiment, trained, cells, target, codes, seed=seed)
     skeleton.uns["cellgan"]["scores"] = json.dumps(
-        {kind: _told(of) for kind, of in scores.items()}, sort_keys=True
+        {kind: _plain(score) for kind, score in scores.items()}, sort_keys=True
     )
-    try:
-        with replacing(path) as temporary:
-            _write(temporary, skeleton, _pieces(trained, cells, codes), trained)
-    except OSError as error:
-        msg = f"{path}: cannot be written: {error.strerror or error}."
-        raise DataError(msg) from error
+    with writing(path) as temporary:
+        _write(temporary, skeleton, _pieces(trained, cells, codes), trained)
     log.info(
         "%s, step %d: %d cells to %s in %.1f s: %s%s",
         experiment.name,
@@ -126,36 +117,12 @@ def counterfactual(
     return path
 
 
-def as_batch(
-    cells: anndata.AnnData,
-    manifest: DatasetManifest,
-    rows: npt.NDArray[np.intp] | slice,
-    names: Sequence[str] | None = None,
-) -> CellBatch:
-    """Return some cells as the records would give them, with some covariates.
-
-    Others may have values that no model knows. None for all that cells have.
-    """
-    values = cells.X[rows]
-    dense = values.toarray() if sp.issparse(values) else np.asarray(values)
-    counts = tf.constant(dense, tf.float32)
-    total = tf.reduce_sum(counts, axis=1)
-    if manifest.record_values == "normalized":
-        size = tf.constant(manifest.target_library_size, tf.float32)
-        counts *= tf.math.divide_no_nan(size, total)[:, None]
-    obs = cells.obs.iloc[rows]
-    codes = {
-        name: tf.constant(vocabulary.encode(obs[name].astype(str).tolist()))
-        for name, vocabulary in manifest.covariates.items()
-        if name in (obs if names is None else names)
-    }
-    return CellBatch({RNA: counts}, {RNA: total}, codes)
-
-
-def _told(scores: CounterfactualScores) -> dict[str, float | None]:
+def _plain(scores: CounterfactualScores) -> dict[str, float | None]:
     """Return scores by name, null where nothing can be compared."""
-    values = dataclasses.asdict(scores)
-    return {name: None if np.isnan(of) else of for name, of in values.items()}
+    return {
+        name: None if np.isnan(value) else value
+        for name, value in dataclasses.asdict(scores).items()
+    }
 
 
 def describe(scores: Mapping[str, CounterfactualScores]) -> str:
@@ -169,9 +136,9 @@ def describe(scores: Mapping[str, CounterfactualScores]) -> str:
     width = max(map(len, titles.values()))
     lines = [f"    {'':{width}}  " + "  ".join(f"{kind:>10}" for kind in scores)]
     for key, title in titles.items():
-        values = [getattr(of, key) for of in scores.values()]
-        told = ["-" if np.isnan(of) else f"{of:.3f}" for of in values]
-        lines.append(f"    {title:{width}}  " + "  ".join(f"{of:>10}" for of in told))
+        values = [getattr(score, key) for score in scores.values()]
+        words = ["-" if np.isnan(value) else f"{value:.3f}" for value in values]
+        lines.append(f"    {title:{width}}  " + "  ".join(f"{w:>10}" for w in words))
     edited = scores[EDITED]
     if np.isnan(edited.correlation):
         lines.append(
@@ -186,16 +153,13 @@ def _pieces(
 ) -> Iterator[EditedCells]:
     """Edit the cells, a piece at a time."""
     model = cast(AdditiveModel, trained.model)
-    size = piece_size(len(trained.genes))
-    with tqdm(total=cells.n_obs, unit=" cells", delay=2, desc="editing") as bar:
-        for first in range(0, cells.n_obs, size):
-            rows = slice(first, min(first + size, cells.n_obs))
-            n_cells = rows.stop - first
-            target = {
-                name: np.full(n_cells, code, np.int32) for name, code in codes.items()
-            }
-            yield model.edit(as_batch(cells, trained.manifest, rows), target)
-            bar.update(n_cells)
+    for rows in trained.row_slices(cells.n_obs, task="editing"):
+        batch = batch_of_rows({RNA: cells}, trained.manifest, rows)
+        yield model.edit(batch, _of_all(rows.stop - rows.start, codes))
+
+
+def _of_all(n_cells: int, codes: Mapping[str, int]) -> dict[str, npt.NDArray[np.int32]]:
+    return {name: np.full(n_cells, code, np.int32) for name, code in codes.items()}
 
 
 def _skeleton(
@@ -208,27 +172,21 @@ def _skeleton(
     parameters, manifest = trained.experiment.parameters, trained.manifest
     model = cast(AdditiveModel, trained.model)
     obs = cells.obs.copy()
-    for column in {"n_counts", "n_genes"} & {*obs}:
-        obs[f"original_{column}"] = obs.pop(column)
+    set_aside(obs, ("n_counts", "n_genes"))
     for name, category in target.items():
-        obs[f"original_{name}"] = obs[name]
-        obs[name] = pd.Categorical(
-            [category] * len(obs), categories=list(manifest.covariates[name].categories)
-        )
-    edited = anndata.AnnData(
-        obs=obs, var=pd.DataFrame(index=pd.Index(list(trained.genes), dtype=object))
+        categories = list(manifest.covariates[name].categories)
+        change_category(obs, obs[name], category, categories)
+    edited = anndata.AnnData(obs=obs, var=name_frame(trained.genes))
+    edited.uns["cellgan"] = provenance(
+        parameters,
+        trained.step,
+        model_type=parameters.model.type,
+        counterfactual=dict(target),
+        source=origin,
+        scale=model.scale,
+        layers="what each head adds; they sum to X",
+        are_counts=False,
     )
-    edited.uns["cellgan"] = {
-        "parameters": json.dumps(as_json(parameters), sort_keys=True),
-        "model_type": parameters.model.type,
-        "step": trained.step,
-        "counterfactual": dict(target),
-        "source": origin,
-        "scale": model.scale,
-        "layers": "what each head adds; they sum to X",
-        "are_counts": False,
-        "versions": versions(),
-    }
     return edited
 
 
@@ -240,19 +198,14 @@ def _write(
 ) -> None:
     """Write an AnnData file whose dense matrices are filled piece by piece."""
     heads = cast(AdditiveModel, trained.model).heads()
-    shape = skeleton.shape
     with h5py.File(path, "w") as file:
         write_elem(file, "/", skeleton)
         if "X" in file:  # a place for nothing
             del file["X"]
-        chunks = (min(shape[0], 256), min(shape[1], 1024))
         stored = {
-            name: file.create_dataset(name, shape, np.float32, chunks=chunks, **STORAGE)
+            name: dense_rows(file, name, skeleton.shape)
             for name in ("X", *(f"layers/{LAYER.format(head)}" for head in heads))
         }
-        for matrix in stored.values():
-            matrix.attrs["encoding-type"] = "array"
-            matrix.attrs["encoding-version"] = "0.2.0"
         first = 0
         for piece in pieces:
             rows = slice(first, first + len(piece.values))
@@ -280,11 +233,14 @@ def _scores(
     manifest, model = trained.manifest, cast(AdditiveModel, trained.model)
     fields = experiment.parameters.model.conditions(manifest)
 
-    def population(of: anndata.AnnData, which: npt.NDArray[np.bool_]) -> Population:
+    def sample(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
         rows = np.flatnonzero(which)
-        rows = rows[compared_cells(len(rows), seed)]
-        values = model.expression(as_batch(of, manifest, rows))
-        obs = of.obs.iloc[rows]
+        return rows[compared_cells(len(rows), seed)]
+
+    def population(side: anndata.AnnData, which: npt.NDArray[np.bool_]) -> Population:
+        rows = sample(which)
+        values = model.expression(batch_of_rows({RNA: side}, manifest, rows))
+        obs = side.obs.iloc[rows]
         return Population(
             values, {name: obs[name].astype(str).to_numpy(str) for name in fields}
         )
@@ -297,13 +253,9 @@ def _scores(
     if not changed.any():
         log.info("%s: no scores, all cells are of the target", experiment.name)
         return {}
-    rows = np.flatnonzero(changed)
-    rows = rows[compared_cells(len(rows), seed)]
-    batch = as_batch(cells, manifest, rows)
-    edited = model.edit(
-        batch,
-        {name: np.full(len(rows), code, np.int32) for name, code in codes.items()},
-    )
+    rows = sample(changed)
+    batch = batch_of_rows({RNA: cells}, manifest, rows)
+    edited = model.edit(batch, _of_all(len(rows), codes))
     return counterfactual_scores(
         population(processed, split == "train"),
         population(processed, split != "train"),

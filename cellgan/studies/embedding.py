@@ -7,7 +7,6 @@ is said of a cell in ``obs``, expression in ``layers``, loadings of a linear dec
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import types
@@ -23,12 +22,11 @@ import pandas as pd
 import scipy.sparse as sp
 import tensorflow as tf
 from anndata.io import write_elem
-from tqdm import tqdm
 
-from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
+from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
-from cellgan.errors import ConfigError, DataError
+from cellgan.errors import ConfigError
 from cellgan.evaluation.figures import plots
 from cellgan.evaluation.figures.latents import latent_figure, loadings_figure
 from cellgan.evaluation.metrics.integration import compared_cells
@@ -45,12 +43,11 @@ from cellgan.evaluation.metrics.reconstruction import (
 )
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation.allotment import check_condition
-from cellgan.generation.files import OR_INPUT, read_processed
-from cellgan.generation.trained_model import TrainedModel, piece_size, versions
+from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import GenerativeModel, ReconstructingModel
 from cellgan.seeds import derive_seed
 from cellgan.studies.checks import check_embedding
-from cellgan.studies.counterfactual import as_batch
+from cellgan.studies.kit import cells_to_study, dense_rows, writing
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +56,6 @@ LAYERS = {"normalized": NORMALIZED, "predictive": PREDICTIVE}
 """What ``--layers`` calls them -> their names in the file."""
 CORRELATION, R2 = "reconstruction_correlation", "reconstruction_r2"
 LOSS, ELBO = "negative_log_likelihood", "elbo"
-STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 FEWEST_MAPPED = 10
 """Cells that a map is drawn of."""
 COMMON_SHARE = 0.05
@@ -80,7 +76,7 @@ class Settings(NamedTuple):
     """Category by covariate that all cells are decoded, and judged, as if they had."""
 
 
-def embed(
+def embed_cells(
     experiment: Experiment,
     path: Path,
     settings: Settings,
@@ -119,11 +115,7 @@ def embed(
     check_embedding(experiment, settings.condition)
     trained = TrainedModel.load(experiment.folder)
     started = time.perf_counter()
-    if cells is None:
-        origin = str(experiment.processed_file)
-        frames = read_processed(experiment, otherwise=OR_INPUT)
-    else:
-        frames = {RNA: cells}
+    frames, origin = cells_to_study(experiment, cells, origin)
     missing = set(trained.manifest.features) - set(frames)
     if missing:
         msg = (
@@ -132,12 +124,8 @@ def embed(
             "--input out."
         )
         raise ConfigError(msg)
-    try:
-        with replacing(path) as temporary:
-            collected = _write(temporary, trained, frames, settings, origin)
-    except OSError as error:
-        msg = f"{path}: cannot be written: {error.strerror or error}."
-        raise DataError(msg) from error
+    with writing(path) as temporary:
+        collected = _write(temporary, trained, frames, settings, origin)
     log.info(
         "%s, step %d: %d cells embedded in %.1f s: %s",
         experiment.name,
@@ -146,9 +134,9 @@ def embed(
         time.perf_counter() - started,
         path,
     )
-    told = collected.columns
-    if told:
-        accuracy = CellAccuracy(told[CORRELATION], told[R2])
+    columns = collected.columns
+    if columns:
+        accuracy = CellAccuracy(columns[CORRELATION], columns[R2])
         for line in describe(accuracy, frames[RNA].obs):
             log.info("%s: %s", experiment.name, line)
     _write_beside(path, trained, frames[RNA].obs, collected)
@@ -172,15 +160,16 @@ def describe(accuracy: CellAccuracy, obs: pd.DataFrame) -> list[str]:
         rows = split == name
         if not rows.any():
             continue
-        of: AccuracySummary = accuracy_summary(
+        summary: AccuracySummary = accuracy_summary(
             CellAccuracy(accuracy.correlation[rows], accuracy.r2[rows])
         )
-        undefined = f", {of.n_undefined} without one" if of.n_undefined else ""
+        n_undefined = summary.n_undefined
+        undefined = f", {n_undefined} without one" if n_undefined else ""
         sentences.append(
             f"{name}: reconstructed with a median correlation of "
-            f"{of.median_correlation:.3f} (r2 {of.median_r2:.3f}, mean "
-            f"{of.mean_r2:.3f} +- {of.r2_standard_error:.3f}) of {of.n_cells} cells"
-            f"{undefined}"
+            f"{summary.median_correlation:.3f} (r2 {summary.median_r2:.3f}, mean "
+            f"{summary.mean_r2:.3f} +- {summary.r2_standard_error:.3f}) of "
+            f"{summary.n_cells} cells{undefined}"
         )
     return sentences
 
@@ -237,15 +226,15 @@ class Collected:
         accuracy = cell_accuracy(
             log_normalized(counts), log_expression(made.expression), self._genes
         )
-        told = {
+        columns = {
             CORRELATION: accuracy.correlation,
             R2: accuracy.r2,
             LOSS: made.negative_log_likelihood,
             ELBO: made.elbo,
         }
-        for name, of in told.items():
-            if of is not None:
-                self._columns.setdefault(name, []).append(of)
+        for name, values in columns.items():
+            if values is not None:
+                self._columns.setdefault(name, []).append(values)
         if "predictive" in settings.layers:
             drawn = model.posterior_predictive(
                 cells, seed=settings.seed, first_cell=first
@@ -262,7 +251,7 @@ class Collected:
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """What is said of each cell, by name; nothing without a reconstruction."""
-        return {name: np.concatenate(of) for name, of in self._columns.items()}
+        return {name: np.concatenate(parts) for name, parts in self._columns.items()}
 
     @property
     def common_genes(self) -> npt.NDArray[np.bool_]:
@@ -285,26 +274,19 @@ def _write(
 ) -> Collected:
     """Write the file, dense expression a piece of cells at a time."""
     counts = sp.csr_matrix(frames[RNA].X, dtype=np.float32)
-    n_cells, n_genes = counts.shape
+    n_cells = counts.shape[0]
     reconstructs = isinstance(trained.model, ReconstructingModel)
-    all_genes = np.ones(n_genes, bool)
+    all_genes = np.ones(counts.shape[1], bool)
     compared = variable_genes_of_counts(counts) if n_cells > 1 else all_genes
     collected = Collected(trained.model, compared, settings)
     kind = trained.experiment.parameters.model.type.lower()
-    var = pd.DataFrame(index=pd.Index(list(trained.genes), dtype=object))
+    var = name_frame(trained.genes)
     obs = frames[RNA].obs.copy()
     with h5py.File(path, "w") as file:
         write_elem(file, "/", anndata.AnnData(counts, obs=obs, var=var))
         dense = None
         if reconstructs and "normalized" in settings.layers:
-            dense = file.create_dataset(
-                f"layers/{NORMALIZED}",
-                counts.shape,
-                np.float32,
-                chunks=(min(n_cells, 256), min(n_genes, 1024)),
-                **STORAGE,
-            )
-            dense.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            dense = dense_rows(file, f"layers/{NORMALIZED}", counts.shape)
         for rows, cells in _pieces(trained, frames, settings.condition):
             expression = collected.add(cells, counts[rows], rows.start)
             if dense is not None:
@@ -332,45 +314,33 @@ def _pieces(
     condition: Mapping[str, str],
 ) -> Iterator[tuple[slice, CellBatch]]:
     """Yield the cells as the records would give them, some at a time."""
-    n_cells = frames[RNA].n_obs
     same = check_condition(condition, trained.manifest)
     names = trained.experiment.parameters.model.needed_columns(trained.manifest)
-    size = piece_size(sum(map(len, trained.manifest.features.values())))
-    with tqdm(total=n_cells, unit=" cells", delay=2, desc="embedding") as bar:
-        for first in range(0, n_cells, size):
-            rows = slice(first, min(first + size, n_cells))
-            batch = as_batch(frames[RNA], trained.manifest, rows, names)
-            features, sizes = dict(batch.features), dict(batch.library_size)
-            for name, others in frames.items():
-                if name != RNA:
-                    dense = tf.constant(others.X[rows].toarray(), tf.float32)
-                    features[name] = dense
-                    sizes[name] = tf.reduce_sum(dense, axis=1)
-            changed = {
-                name: tf.fill(tf.shape(of), same[name]) if name in same else of
-                for name, of in batch.covariates.items()
-            }
-            yield rows, CellBatch(features, sizes, changed)
-            bar.update(rows.stop - first)
+    for rows in trained.row_slices(frames[RNA].n_obs, task="embedding"):
+        batch = batch_of_rows(frames, trained.manifest, rows, names)
+        codes = {
+            name: tf.fill(tf.shape(own), same[name]) if name in same else own
+            for name, own in batch.covariates.items()
+        }
+        yield rows, batch._replace(covariates=codes)
 
 
 def _provenance(
     trained: TrainedModel, settings: Settings, origin: str
 ) -> dict[str, Any]:
     parameters = trained.experiment.parameters
-    return {
-        "parameters": json.dumps(as_json(parameters), sort_keys=True),
-        "model_type": parameters.model.type,
-        "step": trained.step,
-        "seed": settings.seed,
-        "n_samples": settings.n_samples,
-        "decoded_as": dict(settings.condition),
-        "source": origin,
-        "scale": f"X: counts; {NORMALIZED}: expected counts per 10,000, no log; "
+    return provenance(
+        parameters,
+        trained.step,
+        model_type=parameters.model.type,
+        seed=settings.seed,
+        n_samples=settings.n_samples,
+        decoded_as=dict(settings.condition),
+        source=origin,
+        scale=f"X: counts; {NORMALIZED}: expected counts per 10,000, no log; "
         f"{PREDICTIVE}: counts drawn anew",
-        "are_counts": True,
-        "versions": versions(),
-    }
+        are_counts=True,
+    )
 
 
 def _write_beside(

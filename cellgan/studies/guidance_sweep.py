@@ -7,7 +7,6 @@ was asked for, and less varied; where the best balance lies differs from data to
 
 from __future__ import annotations
 
-import csv
 import logging
 import tempfile
 import time
@@ -19,13 +18,15 @@ import numpy as np
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.comparison.pairs import make_pair
 from cellgan.evaluation.comparison.sides import Comparison, compare_experiment
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures.plots import save
 from cellgan.evaluation.metrics import distribution, support, use
 from cellgan.evaluation.suite import covariate_agreements, make_sides
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel, Wishes
 from cellgan.models.base import SolverSettings
 from cellgan.studies.checks import check_guided
+from cellgan.studies.figures import guidance_figure
+from cellgan.studies.kit import write_table
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ MEASURES = {
 }
 
 
-def sweep_guidance(
+def compare_scales(
     experiment: Experiment,
     *,
     scales: Sequence[float] = SCALES,
@@ -89,20 +90,13 @@ def sweep_guidance(
             trained.write(path, seed=seed, quiet=True, **wishes)
             seconds = time.perf_counter() - started
             compared = compare_experiment(experiment, path, seed=seed)
-            found = measures(compared, "generated", seed)
-            rows.append({"scale": f"{scale:g}", **found, "seconds": seconds})
+            numbers = measures(compared, "generated", seed)
+            rows.append({"scale": f"{scale:g}", **numbers, "seconds": seconds})
     if compared is not None:
         rows.append({"scale": "real", **measures(compared, "control", seed)})
     table = experiment.guidance_file
-    with (
-        replacing(table) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plots.guidance_figure(
-        table.with_suffix(".png"),
+    write_table(table, rows)
+    figure = guidance_figure(
         [float(row["scale"]) for row in rows[:-1]],
         {
             title_of(name): [float(row[name]) for row in rows]
@@ -110,6 +104,7 @@ def sweep_guidance(
             if name not in {"scale", "seconds"}
         },
     )
+    save(figure, table.with_suffix(".png"))
     log.info("%s: guidance by scale\n%s\n%s", experiment.name, describe(rows), table)
     return table
 
@@ -135,9 +130,9 @@ def describe(rows: Sequence[dict[str, float | str]]) -> str:
     lines = ["  ".join(f"{name:>{width}}" for name, width in widths.items())]
     lines += [
         "  ".join(
-            f"{of:>{width}.3f}"
-            if isinstance(of := row.get(name, ""), float)
-            else f"{of:>{width}}"
+            f"{value:>{width}.3f}"
+            if isinstance(value := row.get(name, ""), float)
+            else f"{value:>{width}}"
             for name, width in widths.items()
         )
         for row in rows
@@ -160,6 +155,6 @@ def measures(compared: Comparison, side: str, seed: int) -> dict[str, float]:
         **use.use_metrics(pair, judge),
     }
     shares = covariate_agreements(compared, sides, 0)
-    found = {name: numbers[name] for name in MEASURES}
-    found |= {name: of_side[side] for name, of_side in shares.items()}
-    return {name: float(np.asarray(of)[0]) for name, of in found.items()}
+    draws = {name: numbers[name] for name in MEASURES}
+    draws |= {name: by_side[side] for name, by_side in shares.items()}
+    return {name: float(np.asarray(values)[0]) for name, values in draws.items()}

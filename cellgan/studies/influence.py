@@ -7,7 +7,6 @@ those that `--counterfactual` would write for cells that stay as they are.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellgan.config.reading import as_json
+from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures.plots import save
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation.files import read_processed
-from cellgan.generation.trained_model import TrainedModel, piece_size, versions
+from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import AdditiveModel
-from cellgan.studies.counterfactual import as_batch
+from cellgan.studies.figures import influence_figure
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Contributions(NamedTuple):
     cells of the category."""
 
 
-def influence(experiment: Experiment) -> Path:
+def measure_influence(experiment: Experiment) -> Path:
     """Write how much each head contributes, and the genes it contributes to.
 
     Returns
@@ -65,13 +64,13 @@ def influence(experiment: Experiment) -> Path:
     trained = TrainedModel.load(experiment.folder)
     cells, split = _held_out(read_processed(experiment)[RNA])
     model = cast(AdditiveModel, trained.model)
-    found = contributions(trained, cells)
+    added = contributions(trained, cells)
     manifest, fields = trained.manifest, model.heads()[1:]
     obs = cells.obs.astype(dict.fromkeys({manifest.label, *fields}, str))
-    heads = shares({ALL_CELLS: found.norms})
+    heads = shares({ALL_CELLS: added.norms})
     by_label = shares(
         {
-            str(label): found.norms[(obs[manifest.label] == label).to_numpy()]
+            str(label): added.norms[(obs[manifest.label] == label).to_numpy()]
             for label in manifest.label_vocabulary.categories
         }
     )
@@ -80,14 +79,14 @@ def influence(experiment: Experiment) -> Path:
             _of_field(
                 name,
                 {
-                    category: found.norms[(obs[name] == category).to_numpy()]
+                    category: added.norms[(obs[name] == category).to_numpy()]
                     for category in manifest.covariates[name].categories
                 },
             )
             for name in fields
         ]
     )
-    effects = {name: _above_others(found.genes[name]) for name in fields}
+    effects = {name: _above_others(added.genes[name]) for name in fields}
     with replacing(experiment.influence_folder) as folder:
         folder.mkdir()
         heads.drop(columns="label").to_csv(folder / "heads.csv", index=False)
@@ -95,16 +94,16 @@ def influence(experiment: Experiment) -> Path:
         by_category.to_csv(folder / "categories.csv", index=False)
         categories = {name: manifest.covariates[name].categories for name in fields}
         _write_top_genes(folder / "top_genes.csv", trained.genes, categories, effects)
-        _gene_table(trained.genes, categories, found.genes).to_csv(
+        _gene_table(trained.genes, categories, added.genes).to_csv(
             folder / "category_genes.csv"
         )
         _loadings(trained, categories).write_h5ad(folder / "loadings.h5ad")
-        plots.influence_figure(
-            folder / "influence.png",
+        figure = influence_figure(
             _nested(pd.concat([heads, by_label]), "label", "head"),
             _nested(by_category, "field", "category"),
             f"{experiment.name}, step {trained.step}: {len(cells)} {split} cells",
         )
+        save(figure, folder / "influence.png")
     log.info(
         "%s, step %d: contributions to %d %s cells\n%s\n%s",
         experiment.name,
@@ -124,24 +123,23 @@ def influence(experiment: Experiment) -> Path:
 def contributions(trained: TrainedModel, cells: anndata.AnnData) -> Contributions:
     """Return what heads add to cells that stay as they are, computed in pieces."""
     model = cast(AdditiveModel, trained.model)
-    size = piece_size(len(trained.genes))
     norms: list[pd.DataFrame] = []
     totals: dict[str, Any] = dict.fromkeys(model.heads()[1:], 0.0)
-    for first in range(0, cells.n_obs, size):
-        rows = slice(first, min(first + size, cells.n_obs))
-        batch = as_batch(cells, trained.manifest, rows)
+    for rows in trained.row_slices(cells.n_obs):
+        batch = batch_of_rows({RNA: cells}, trained.manifest, rows)
         parts = model.edit(batch, {}).contributions
         norms.append(
             pd.DataFrame(
-                {head: np.linalg.norm(of, axis=1) for head, of in parts.items()},
+                {head: np.linalg.norm(part, axis=1) for head, part in parts.items()},
                 index=cells.obs_names[rows],
             )
         )
-        share = (rows.stop - first) / cells.n_obs
+        share = (rows.stop - rows.start) / cells.n_obs
         for name, means in model.category_means(batch).items():
             totals[name] = totals[name] + share * means.astype(np.float64)
     return Contributions(
-        pd.concat(norms), {name: of.astype(np.float32) for name, of in totals.items()}
+        pd.concat(norms),
+        {name: means.astype(np.float32) for name, means in totals.items()},
     )
 
 
@@ -240,21 +238,14 @@ def _loadings(
     trained: TrainedModel, categories: Mapping[str, Iterable[str]]
 ) -> anndata.AnnData:
     """Return the loadings of base and categories, by gene."""
-    found = cast(AdditiveModel, trained.model).loadings()
-    index = pd.Index(list(trained.genes), dtype=object)
-    table = anndata.AnnData(obs=pd.DataFrame(index=index))
-    table.obsm["base"] = found.base
+    loadings = cast(AdditiveModel, trained.model).loadings()
+    table = anndata.AnnData(obs=name_frame(trained.genes))
+    table.obsm["base"] = loadings.base
     for name, names in categories.items():
         for code, category in enumerate(names):
             key = f"{name}={category}".replace("/", "_")  # a "/" makes a folder
-            table.obsm[key] = found.categories[name][code]
-    table.uns["cellgan"] = {
-        "parameters": json.dumps(
-            as_json(trained.experiment.parameters), sort_keys=True
-        ),
-        "step": trained.step,
-        "versions": versions(),
-    }
+            table.obsm[key] = loadings.categories[name][code]
+    table.uns["cellgan"] = provenance(trained.experiment.parameters, trained.step)
     return table
 
 

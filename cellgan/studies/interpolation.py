@@ -19,20 +19,17 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import scipy.sparse as sp
-import tensorflow as tf
 
-from cellgan.config.reading import as_json
 from cellgan.data.batches import CellBatch
+from cellgan.data.cells import cell_batch, name_frame
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
 from cellgan.generation.allotment import (
     Codes,
     assign_covariates,
@@ -40,14 +37,16 @@ from cellgan.generation.allotment import (
     draw_library_sizes,
 )
 from cellgan.generation.files import read_processed
-from cellgan.generation.trained_model import TrainedModel, piece_size, versions
+from cellgan.generation.pieces import request_rows
+from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
 from cellgan.studies.checks import InterpolationRequest, check_interpolation
+from cellgan.studies.kit import write_whole
 
 log = logging.getLogger(__name__)
 
 
-def interpolate(
+def interpolate_labels(
     experiment: Experiment,
     request: InterpolationRequest,
     path: Path,
@@ -94,7 +93,7 @@ def interpolate(
     source = None
     if request.noise_step is not None:
         source = _source(experiment, request.ends[0], request.n_cells)
-    of_weights = [
+    parts = [
         _cells(
             trained,
             GenerationRequest(
@@ -115,13 +114,13 @@ def interpolate(
         )
         for weight in request.weights
     ]
-    cells = _joined(trained, request, codes, of_weights)
-    cells.uns["cellgan"] = {
-        "parameters": json.dumps(as_json(experiment.parameters), sort_keys=True),
-        "model_type": model.type,
-        "step": trained.step,
-        "seed": request.seed,
-        "request": json.dumps(
+    cells = _joined(trained, request, codes, parts)
+    cells.uns["cellgan"] = provenance(
+        experiment.parameters,
+        trained.step,
+        model_type=model.type,
+        seed=request.seed,
+        request=json.dumps(
             {
                 "interpolate": request.ends,
                 "weights": request.weights,
@@ -132,14 +131,12 @@ def interpolate(
             },
             sort_keys=True,
         ),
-        "scale": "counts"
+        scale="counts"
         if model.makes_counts
         else f"library-size-normalised to {manifest.target_library_size}, no log",
-        "are_counts": model.makes_counts,
-        "versions": versions(),
-    }
-    with replacing(path) as temporary:
-        cells.write_h5ad(temporary)
+        are_counts=model.makes_counts,
+    )
+    write_whole(path, {RNA: cells})
     log.info(
         "%s: %d cells between %s and %s in %.1f s: %s",
         experiment.name,
@@ -165,68 +162,41 @@ def _source(experiment: Experiment, label: str, n_cells: int) -> CellBatch:
             f"none to start from. Leave --init-step out."
         )
         raise DataError(msg)
-    counts = cells.X[np.resize(rows, n_cells)]
-    dense = counts.toarray() if sp.issparse(counts) else np.asarray(counts)
-    values = tf.constant(dense, tf.float32)
-    return CellBatch({RNA: values}, {RNA: tf.reduce_sum(values, axis=1)}, {})
+    return cell_batch({RNA: cells.X[np.resize(rows, n_cells)]}, {})
 
 
 def _cells(
     trained: TrainedModel, request: GenerationRequest
 ) -> tuple[sp.csr_matrix, npt.NDArray[np.float32]]:
     """Return values and latents of a request's cells, made in pieces."""
-    size = piece_size(len(trained.genes))
     values, latents = [], []
-    for first in range(0, request.n_cells, size):
-        made = trained.model.generate(_between(request, first, first + size))
+    for rows in trained.row_slices(request.n_cells):
+        made = trained.model.generate(request_rows(request, rows))
         values.append(made.features[RNA])
         latents.append(np.asarray(made.latent, np.float32))
     return sp.vstack(values, format="csr"), np.concatenate(latents)
-
-
-def _between(request: GenerationRequest, first: int, end: int) -> GenerationRequest:
-    """Return some consecutive cells of a request."""
-    rows = slice(first, min(end, request.n_cells))
-    parts: dict[str, Any] = {
-        "covariates": request.covariates,
-        "library_sizes": request.library_sizes,
-        "source": request.source,
-    }
-    parts = tf.nest.map_structure(lambda of: None if of is None else of[rows], parts)
-    mixture = request.mixture
-    if mixture is not None:
-        mixture = Mixture(mixture.covariate, mixture.codes[rows], mixture.shares[rows])
-    return dataclasses.replace(
-        request,
-        **parts,
-        mixture=mixture,
-        first_cell=first,
-        n_cells=rows.stop - first,
-    )
 
 
 def _joined(
     trained: TrainedModel,
     request: InterpolationRequest,
     codes: Codes,
-    of_weights: Sequence[tuple[sp.csr_matrix, npt.NDArray[np.float32]]],
+    parts: Sequence[tuple[sp.csr_matrix, npt.NDArray[np.float32]]],
 ) -> anndata.AnnData:
     """Return the cells of all weights, one after the other."""
     manifest, n_weights = trained.manifest, len(request.weights)
     n_all = n_weights * request.n_cells
-    obs = pd.DataFrame(
-        index=pd.Index([f"cell_{n}" for n in range(n_all)], dtype=object)
-    )
+    obs = name_frame(f"cell_{n}" for n in range(n_all))
     obs["from"], obs["to"] = request.ends
     obs["weight"] = np.repeat(request.weights, request.n_cells)
     for name in trained.experiment.parameters.model.conditions(manifest):
         if name != manifest.label:
-            of_cells = manifest.covariates[name].decode(codes[name])
-            obs[name] = np.tile(of_cells, n_weights)
+            categories = manifest.covariates[name].decode(codes[name])
+            obs[name] = np.tile(categories, n_weights)
     cells = anndata.AnnData(
-        sp.vstack([values for values, _ in of_weights], format="csr"),
+        sp.vstack([values for values, _ in parts], format="csr"),
         obs=obs,
-        var=pd.DataFrame(index=pd.Index(list(trained.genes), dtype=object)),
+        var=name_frame(trained.genes),
     )
-    cells.obsm["X_latent"] = np.concatenate([latents for _, latents in of_weights])
+    cells.obsm["X_latent"] = np.concatenate([latents for _, latents in parts])
     return cells

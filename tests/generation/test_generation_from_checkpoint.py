@@ -14,7 +14,8 @@ import tensorflow as tf
 import cellgan
 from cellgan.errors import CheckpointError, DataError
 from cellgan.experiment import Experiment, write_json
-from cellgan.generation import trained_model as generation
+from cellgan.generation import pieces
+from cellgan.generation.trained_model import TrainedModel
 from cellgan.models import build_model
 from cellgan.training.checkpoints import StageCheckpoint
 from tests.manifests import make_manifest
@@ -87,7 +88,7 @@ def save_model(experiment, step, shift):
         variable.assign_add(shift * np.abs(rng.normal(size=variable.shape)))
     folder = experiment.checkpoints_folder(stage.name)
     StageCheckpoint(trackables, folder).save(step)
-    return generation.TrainedModel(experiment, MANIFEST, model, step)
+    return TrainedModel(experiment, MANIFEST, model, step)
 
 
 @pytest.fixture(scope="module", params=sorted(FORMS))
@@ -144,9 +145,9 @@ def test_cells_are_the_same_whatever_the_number_of_devices(saved, tmp_path):
 @pytest.mark.parametrize("size", [32, 256, 4096])
 def test_cells_are_the_same_whatever_the_piece_size(saved, monkeypatch, size, counts):
     trained, request = saved[20], request_of(saved[20])
-    monkeypatch.setattr(generation, "MOST_CELLS", 1024)
+    monkeypatch.setattr(pieces, "MOST_CELLS", 1024)
     expected = trained.generate(request, counts=counts).X.toarray()
-    monkeypatch.setattr(generation, "MOST_CELLS", size)
+    monkeypatch.setattr(pieces, "MOST_CELLS", size)
     found = trained.generate(request, counts=counts).X.toarray()
     np.testing.assert_array_equal(found, expected)
 

@@ -14,7 +14,6 @@ from cellgan.errors import ConfigError
 from cellgan.generation.requests import (
     check_library_sizes,
     check_save_path,
-    label_codes,
     parse_cells_no,
 )
 from tests.manifests import make_manifest
@@ -123,13 +122,17 @@ def test_message_names_where_the_request_stands():
         parse_cells_no((4,), MANIFEST, is_conditional=True, where=where)
 
 
-def test_label_codes_are_grouped_in_order():
-    assert label_codes((2, 0, 3)).tolist() == [0, 0, 2, 2, 2]
-
-
 @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr", "a.mtx"])
 def test_save_path_of_a_known_format_is_accepted(tmp_path, name):
     assert check_save_path(str(tmp_path / name)) == tmp_path / name
+
+
+def test_save_path_is_refused_with_the_reason_when_another_format_is_needed(tmp_path):
+    options = {"suffix": ".h5ad", "reason": "edited cells go to .h5ad files alone."}
+    path = tmp_path / "a.h5ad"
+    assert check_save_path(path, **options) == path
+    with pytest.raises(ConfigError, match=r"^--save_path: .*a\.mtx: edited cells go"):
+        check_save_path(tmp_path / "a.mtx", **options)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def records(tmp_path_factory):
 
 def test_drawn_cells_are_training_cells_with_their_own_codes(records):
     found = draw_sources(records.folder, records.manifest, 500, seed=1)
-    batch = found.between(100, 160)
+    batch = found.piece(slice(100, 160))
     cells = records.cells[records.cells.obs["split"] == "train"]
     known = {
         (tuple(row), code)
@@ -46,11 +46,13 @@ def test_drawn_cells_are_training_cells_with_their_own_codes(records):
 
 def test_the_first_cells_are_the_same_in_a_longer_request(records):
     few, many = (
-        draw_sources(records.folder, records.manifest, n, seed=2).between(0, 20)
+        draw_sources(records.folder, records.manifest, n, seed=2).piece(slice(0, 20))
         for n in (20, 90)
     )
     np.testing.assert_array_equal(few.features["rna"], many.features["rna"])
-    other = draw_sources(records.folder, records.manifest, 20, seed=3).between(0, 20)
+    other = draw_sources(records.folder, records.manifest, 20, seed=3).piece(
+        slice(0, 20)
+    )
     assert (other.features["rna"].numpy() != few.features["rna"].numpy()).any()
 
 
@@ -62,7 +64,7 @@ def test_cells_start_from_cells_of_their_kind(records):
 
     obs = records.cells.obs
     trained = obs["cluster"].cat.codes[obs["split"] == "train"]
-    codes = found.between(0, 100).covariates["cluster"].numpy()
+    codes = found.piece(slice(0, 100)).covariates["cluster"].numpy()
     there = np.isin(wanted, trained)
     assert there.any()
     np.testing.assert_array_equal(codes[there], wanted[there])
@@ -97,7 +99,7 @@ def test_a_kind_without_training_cells_starts_from_its_label(records):
         patch.setattr(source_cells, "cells_in_order", lambda *_, **__: with_batch)
         found = draw_sources(records.folder, manifest, n, seed=4, wanted=no_such_batch)
 
-    codes = found.between(0, n).covariates["cluster"].numpy()
+    codes = found.piece(slice(0, n)).covariates["cluster"].numpy()
     np.testing.assert_array_equal(codes, no_such_batch["cluster"])
 
 

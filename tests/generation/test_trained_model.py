@@ -19,8 +19,8 @@ import cellgan
 from cellgan.config.reading import as_json
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError, ConfigError, DataError
-from cellgan.generation import trained_model as generation
-from cellgan.generation.trained_model import piece_size
+from cellgan.generation import pieces
+from cellgan.generation.pieces import piece_size
 from cellgan.models.base import SolverSettings, sparse_rows
 from tests.fake_model import fake_expression, make_trained
 from tests.manifests import make_combination, make_manifest
@@ -31,7 +31,7 @@ FORMATS = ["cells.h5ad", "cells.zarr", "cells.mtx"]
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Make pieces of 4 cells of 6 genes."""
-    monkeypatch.setattr(generation, "MOST_CELLS", 4)
+    monkeypatch.setattr(pieces, "MOST_CELLS", 4)
 
 
 def read(path):
@@ -142,7 +142,7 @@ def test_cells_are_the_same_whatever_the_piece_size(
     trained = make_trained(tmp_path)
     whole = trained.generate((13, 24), seed=3, counts=counts)
     assert len(trained.model.requests) == 1
-    monkeypatch.setattr(generation, "MOST_CELLS", size)
+    monkeypatch.setattr(pieces, "MOST_CELLS", size)
     cut = trained.generate((13, 24), seed=3, counts=counts)
     assert len(trained.model.requests) == 1 + -(-37 // size)
     np.testing.assert_array_equal(cut.X.toarray(), whole.X.toarray())

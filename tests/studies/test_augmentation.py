@@ -15,7 +15,7 @@ from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError, TrainingError
 from cellgan.experiment import Experiment, write_json
 from cellgan.studies import augmentation
-from cellgan.studies.augmentation import augment, mean_and_interval
+from cellgan.studies.augmentation import mean_and_interval, measure_augmentation
 from tests.evaluation.folders import (
     generated_cells,
     manifest_of,
@@ -75,7 +75,7 @@ class Rooms:
         return cells[:, self.gene_order].copy()
 
     def augment(self, experiment, label=RARE, fractions=(0.05,), seeds=(0,)):
-        return augment(
+        return measure_augmentation(
             experiment,
             label,
             fractions,
@@ -90,9 +90,10 @@ class Rooms:
 def _fast_score(monkeypatch):
     """Score by the share of the label among the training cells: no forest is grown."""
 
-    def share(training, labels, *held_out, label, seed):
-        last_cell = training[[-1]] @ np.arange(training.shape[1])  # knows genes apart
-        return float((labels == label).mean() + 1e-6 * last_cell[0])
+    def share(training, held_out, *, label, seed):
+        values = training.log_values
+        last_cell = values[[-1]] @ np.arange(values.shape[1])  # knows genes apart
+        return float((training.labels == label).mean() + 1e-6 * last_cell[0])
 
     monkeypatch.setattr(augmentation, "held_out_f1", share)
 

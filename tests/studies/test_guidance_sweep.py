@@ -11,14 +11,18 @@ from cellgan.errors import ConfigError
 from cellgan.experiment import Experiment
 from cellgan.models.base import SolverSettings
 from cellgan.studies.checks import check_guided
-from cellgan.studies.guidance_sweep import MEASURES, describe, sweep_guidance
+from cellgan.studies.guidance_sweep import (
+    MEASURES,
+    compare_scales,
+    describe,
+)
 from tests.evaluation.folders import write_experiment
 
 
 @pytest.fixture(scope="module")
 def rows(trained_flow: Experiment) -> list[dict[str, str]]:
     """Return the table of two scales."""
-    path = sweep_guidance(
+    path = compare_scales(
         trained_flow, scales=(0.0, 2.0), seed=0, solver=SolverSettings()
     )
     with path.open(encoding="utf-8", newline="") as file:
@@ -57,7 +61,7 @@ def test_sweep_leaves_its_table_and_figure_alone(rows, trained_flow):
 @pytest.mark.slow
 def test_no_temporary_file_is_logged(trained_flow, caplog):
     caplog.set_level("INFO")
-    sweep_guidance(trained_flow, scales=(1.0,), seed=0, solver=SolverSettings())
+    compare_scales(trained_flow, scales=(1.0,), seed=0, solver=SolverSettings())
     assert str(trained_flow.guidance_file) in caplog.text
     assert "cells.h5" not in caplog.text
 

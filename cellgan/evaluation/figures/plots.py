@@ -6,10 +6,9 @@ after saving and no global state (backend, current figure) is touched.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from natsort import natsorted
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
@@ -39,19 +37,8 @@ GENERATED_COLOUR = "#d62728"
 LEGEND_ROWS = 30
 MOST_GENE_NAMES = 100
 FEW_CELLS = 1000
-MOST_IN_A_ROW = 4
-"""Panels of a figure."""
 FEWEST_CELLS = 4  # that t-SNE and UMAP find neighbours among
 METHOD_TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
-STRATEGY_COLOURS = ("#7f7f7f", "#ff7f0e", "#1f5fbf", "#2ca02c", "#9467bd")
-
-
-class Estimate(NamedTuple):
-    """A mean over repeats and the ends of its confidence interval (nan for one)."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map them)
@@ -161,127 +148,6 @@ def map_figure(
     save(figure, path)
 
 
-def integration_figure(
-    path: Path,
-    maps: Sequence[npt.NDArray[Any]],
-    batches: Labels,
-    labels: Labels,
-    batch_name: str,
-) -> None:
-    """Map cells before and after a correction, by batch (above) and label (below).
-
-    Parameters
-    ----------
-    path
-        File to write.
-    maps
-        Of `embed`: before and after, ``(n_cells, 2)`` each.
-    batches, labels
-        Of every cell.
-    batch_name
-        Name of what was corrected.
-    """
-    figure = Figure(figsize=(13, 10.5), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for column, (when, at) in enumerate(zip(("before", "after"), maps, strict=True)):
-        for axes, groups in zip(panels[:, column], (batches, labels), strict=True):
-            names = natsorted(set(groups))
-            colours = dict(zip(names, _colours(len(names)), strict=True))
-            of_each = np.array([colours[group] for group in groups])
-            axes.scatter(*at.T, s=5, c=of_each, linewidths=0, rasterized=True)
-            axes.set(xticks=[], yticks=[])
-        panels[0, column].set_title(f"{when} correction of {batch_name}")
-    for axes, groups in zip(panels[:, 1], (batches, labels), strict=True):
-        names = natsorted(set(groups))
-        colours = dict(zip(names, _colours(len(names)), strict=True))
-        axes.legend(
-            handles=[_handle("s", colour, str(n)) for n, colour in colours.items()],
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            frameon=False,
-            fontsize=9,
-        )
-    save(figure, path)
-
-
-def guidance_figure(
-    path: Path,
-    scales: Sequence[float],
-    measures: Mapping[str, Sequence[float]],
-) -> None:
-    """Draw measures of generated cells against the guidance scale.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    scales
-        Ascending.
-    measures
-        title -> a value for each scale, then that of real cells.
-    """
-    n_rows = math.ceil(len(measures) / MOST_IN_A_ROW)
-    n_columns = math.ceil(len(measures) / n_rows)
-    size = (4.2 * n_columns, 3.8 * n_rows)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for axes in panels[len(measures) :]:
-        axes.set_axis_off()
-    for axes, (title, values) in zip(panels, measures.items(), strict=False):
-        axes.plot(scales, values[:-1], "o-", color=GENERATED_COLOUR, label="generated")
-        axes.axhline(values[-1], color=REAL_COLOUR, linestyle="--", label="real cells")
-        axes.set(xlabel="guidance scale", title=title.replace(": ", "\n", 1))
-    panels[0].legend(frameon=False)
-    save(figure, path)
-
-
-def influence_figure(
-    path: Path,
-    labels: Mapping[str, Mapping[str, float]],
-    categories: Mapping[str, Mapping[str, float]],
-    title: str,
-) -> None:
-    """Draw what heads contribute, by label, and by category of their own field.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    labels
-        Label -> head -> share of the contributions of the label's cells, from 0 to 1.
-    categories
-        Field -> category -> share of the field's head in cells of the category.
-    title
-        Of the figure.
-    """
-    heads = list(next(iter(labels.values())))
-    colours = dict(zip(heads, _colours(len(heads)), strict=True))
-    n_bars = max(len(labels), sum(map(len, categories.values())))
-    figure = Figure(figsize=(12, 2 + 0.3 * n_bars), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    start = np.zeros(len(labels))
-    for head in heads:
-        shares = np.array([of[head] for of in labels.values()])
-        left.barh(list(labels), shares, left=start, color=colours[head], label=head)
-        start += shares
-    left.set(xlim=(0, 1), xlabel="share of contributions", title="by label")
-    for field, of_field in categories.items():
-        names = [f"{field}: {category}" for category in of_field]
-        right.barh(names, list(of_field.values()), color=colours[field])
-    right.set(xlabel="share of the field's head in its own cells", title="by category")
-    for axes in (left, right):
-        axes.invert_yaxis()
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        handles=[_handle("s", colour, head) for head, colour in colours.items()],
-        loc="outside lower center",
-        ncols=min(len(heads), 8),
-        frameon=False,
-    )
-    figure.suptitle(title)
-    save(figure, path)
-
-
 def embed(
     cells: npt.NDArray[np.float32],
     *,
@@ -386,46 +252,6 @@ def correlation_figure(
     save(figure, path)
 
 
-def strategy_figure(
-    path: Path,
-    fractions: Sequence[float],
-    scores: Mapping[str, Sequence[Estimate]],
-    *,
-    title: str,
-) -> None:
-    """Draw the F1 of each strategy against the fraction of cells left.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    fractions
-        Fractions, in any order.
-    scores
-        strategy -> one estimate per fraction, with its confidence interval.
-    title
-        Title of the figure.
-    """
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    order = np.argsort(fractions)
-    at = np.asarray(fractions)[order]
-    for colour, (strategy, estimates) in zip(
-        STRATEGY_COLOURS, scores.items(), strict=False
-    ):
-        mean, low, high = np.asarray(estimates, np.float64)[order].T
-        axes.plot(at, mean, "o-", color=colour, label=strategy, markersize=5)
-        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_xticks(at, [f"{100 * fraction:g} %" for fraction in at])
-    axes.minorticks_off()
-    axes.set(xlabel="training cells of the label that are left", ylabel="held-out F1")
-    axes.set(ylim=(-0.02, 1.02), title=title)
-    axes.grid(color="0.92")
-    axes.legend(frameon=False)
-    save(figure, path)
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write a figure by temporary name and rename.
 
@@ -456,7 +282,7 @@ def _draw_labels(
     labels: Labels,
     categories: Sequence[str],
 ) -> list[Line2D]:
-    colours = dict(zip(categories, _colours(len(categories)), strict=True))
+    colours = dict(zip(categories, category_colours(len(categories)), strict=True))
     of_each = np.array([colours[label] for label in labels])
     _scatter(axes, coordinates[is_real], "*", of_each[is_real])
     _scatter(axes, coordinates[~is_real], "o", of_each[~is_real])
@@ -485,7 +311,7 @@ def _handle(marker: str, colour: Any, label: str) -> Line2D:
     )
 
 
-def _colours(n: int) -> list[Any]:
+def category_colours(n: int) -> list[Any]:
     """Return `n` colours that can be told apart as well as `n` allows."""
     if n <= 20:
         return list(colormaps["tab10" if n <= 10 else "tab20"](range(n)))

@@ -232,19 +232,6 @@ def test_gene_figure_draws_generated_against_real(drawn, tmp_path):
     np.testing.assert_array_equal(rates, np.column_stack([generated, real]))
 
 
-def test_strategy_figure_orders_fractions_and_draws_their_intervals(drawn, tmp_path):
-    scores = {
-        "reduced": [plots.Estimate(0.5, 0.4, 0.6), plots.Estimate(0.1, 0.0, 0.2)],
-        "augmented": [plots.Estimate(0.8, 0.7, 0.9), plots.Estimate(0.6, 0.5, 0.7)],
-    }
-    plots.strategy_figure(tmp_path / "f.png", [0.5, 0.01], scores, title="type A")
-    axes = drawn[0].axes[0]
-    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[0.01, 0.1], [0.5, 0.5]])
-    band = axes.collections[1].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 0.9)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*scores]
-
-
 NOT_MATHEMATICS = ("CD4$^{hi$", "$x^2$ and $y$")
 
 
@@ -253,17 +240,12 @@ def draw_embedding(path, text):
     plots.embedding_figure(path, cells, cells, labels, labels, seed=0, title=text)
 
 
-def draw_strategies(path, text):
-    scores = {text: [plots.Estimate(0.5, 0.4, 0.6)]}
-    plots.strategy_figure(path, [0.5], scores, title=text)
-
-
 def draw_correlations(path, text):
     plots.correlation_figure(path, np.eye(2), np.eye(2), [text, "other"])
 
 
 @pytest.mark.parametrize("text", NOT_MATHEMATICS)
-@pytest.mark.parametrize("draw", [draw_embedding, draw_strategies, draw_correlations])
+@pytest.mark.parametrize("draw", [draw_embedding, draw_correlations])
 def test_figure_shows_text_as_it_is_when_it_has_dollar_signs(
     monkeypatch, tmp_path, draw, text
 ):
@@ -284,15 +266,3 @@ def test_figure_is_not_left_half_written_when_saving_fails(tmp_path):
         plots.save(Figure(), path.with_suffix(".docx"))
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_bytes() == b"earlier"
-
-
-def test_legend_of_a_correction_is_in_natural_order(tmp_path, drawn):
-    points = np.zeros((3, 2))
-    batches = np.array(["lane 10", "lane 2", "lane 1"])
-    labels = np.array(["T", "B", "T"])
-    plots.integration_figure(
-        tmp_path / "map.png", (points, points), batches, labels, "lane"
-    )
-    legends = [axes.get_legend() for axes in drawn[0].axes]
-    texts = [[t.get_text() for t in legend.get_texts()] for legend in legends if legend]
-    assert texts == [["lane 1", "lane 2", "lane 10"], ["B", "T"]]
