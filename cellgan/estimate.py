@@ -21,6 +21,7 @@ import tensorflow as tf
 from cellgan import models
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
+from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import ATAC, RNA, DatasetManifest
 from cellgan.evaluation.figures import plots
 from cellgan.generation.allotment import draw_library_sizes
@@ -300,8 +301,7 @@ def _seconds_per_cell(
         sizes = draw_library_sizes(codes, manifest, "modelled", seed=0)
     source = None
     if parameters.model.source_cells != "none":
-        values = tf.ones((size, len(manifest.features[RNA])))
-        source = CellBatch({RNA: values}, {RNA: tf.reduce_sum(values, axis=1)}, codes)
+        source = cell_batch({RNA: np.ones((size, len(manifest.features[RNA])))}, codes)
     wanted = parameters.generation
     request = GenerationRequest(
         codes,

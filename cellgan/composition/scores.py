@@ -41,14 +41,13 @@ from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import CheckpointError, ConfigError
 from cellgan.evaluation.comparison.pairs import Frame, make_pair, make_side
-from cellgan.evaluation.comparison.space import fit_space
-from cellgan.evaluation.comparison.space import log_expression as sparse_log_expression
+from cellgan.evaluation.comparison.space import fit_space, log_expression
 from cellgan.evaluation.metrics.distribution import distribution_metrics
 from cellgan.evaluation.metrics.reconstruction import (
     ResidualSums,
     cell_accuracy,
-    log_expression,
     log_normalized,
+    log_shares,
     variable_genes,
 )
 from cellgan.evaluation.suite import median_bandwidths
@@ -109,7 +108,7 @@ def evaluate_composition(study: Study) -> None:
     """
     document = study.manifest()
     experiments = study.experiments(document)
-    missing = [name for name, of in experiments.items() if not of.is_trained]
+    missing = [name for name, one in experiments.items() if not one.is_trained]
     if missing:
         msg = (
             f"{study.name}: {len(missing)} of {len(experiments)} models are not "
@@ -138,8 +137,8 @@ def evaluate_composition(study: Study) -> None:
         )
         del trained
         keras.utils.clear_session()
-    for name, of in document["evaluations"].items():
-        if of["genes"]["missing"]:
+    for name, evaluation in document["evaluations"].items():
+        if evaluation["genes"]["missing"]:
             scored.notes[f"{name}: {missing_genes(document, name)}."] = None
     tables = _tables(study, scored, evaluations)
     composition_report.write_report(
@@ -230,8 +229,8 @@ def _score_reconstructions(
             if simple is None:
                 n_latent = result.latent.shape[1]
                 simple = learn_simple(experiment, trained.manifest, n_latent)
-            found = _accuracies(cells.X[rows], result, simple, evaluation.genes)
-            for name, values in found.items():
+            accuracies = _accuracies(cells.X[rows], result, simple, evaluation.genes)
+            for name, values in accuracies.items():
                 made.setdefault(name, []).append(values)
             latents.append(np.asarray(result.latent, np.float64))
             if residuals is not None:
@@ -269,7 +268,7 @@ def _accuracies(
     own = {"nll": result.negative_log_likelihood, "elbo": result.elbo}
     found: dict[str, Floats] = {}
     for way, expression in (
-        (TRAINED, log_expression(result.expression)),
+        (TRAINED, log_shares(result.expression)),
         (MEAN_PROFILE, np.broadcast_to(simple.mean, observed.shape)),
         (COMPONENTS, simple.reconstruct(observed)),
     ):
@@ -371,7 +370,7 @@ def _frame_of(
 
     It depends on these cells alone, so distances of all models are comparable.
     """
-    logged = sparse_log_expression(cells.X[~held_out])
+    logged = log_expression(cells.X[~held_out])
     space = fit_space(logged, seed=derive_seed(0, "space"))
     sides = [
         make_side(cells.X[which], np.full(int(which.sum()), "", dtype=np.str_), space)
@@ -401,8 +400,8 @@ def _tables(
                 values, n_replicates, derive_seed(0, "bootstrap", keys["evaluation"])
             )
             rows += _rows(study, keys, statistic)
-    for (name, metric), of in scored.distances.items():
-        draws = np.array([[of[m, s] for s in seeds] for m in mixtures])
+    for (name, metric), by_key in scored.distances.items():
+        draws = np.array([[by_key[m, s] for s in seeds] for m in mixtures])
         n_cells = next(e.cells.n_obs for e in evaluations if e.name == name) // 2
         keys = {"evaluation": name, "metric": metric, "model": TRAINED, "group": ""}
         rows += _rows(study, keys, Statistic(draws, n_cells, 0))
@@ -414,8 +413,8 @@ def _tables(
         latents=pd.DataFrame(
             [
                 row
-                for name, of in scored.latents.items()
-                for row in latent_rows(of, name)
+                for name, by_key in scored.latents.items()
+                for row in latent_rows(by_key, name)
             ]
         ),
         loadings=pd.DataFrame(list(loading_rows(scored.loadings))),
@@ -443,13 +442,13 @@ def _values(
 ) -> Iterator[tuple[dict[str, str], Floats, int]]:
     """Yield values by mixture, seed and cell, of all cells and of each group."""
     mixtures, seeds = list(asked.mixtures), list(asked.seeds)
-    for (name, way), of_way in cells.groupby(["evaluation", "model"], sort=False):
+    for (name, way), scores in cells.groupby(["evaluation", "model"], sort=False):
         groups = next(e.groups for e in evaluations if e.name == name)
         n_cells = len(groups)
         for metric in asked.metrics:
             table = np.full((len(mixtures), len(seeds), n_cells), np.nan)
-            for (mixture, seed), of in of_way.groupby(["mixture", "seed"], sort=False):
-                table[mixtures.index(mixture), seeds.index(seed)] = of[metric]
+            for (mixture, seed), own in scores.groupby(["mixture", "seed"], sort=False):
+                table[mixtures.index(mixture), seeds.index(seed)] = own[metric]
             if not np.isfinite(table).any():
                 continue
             keys = {"evaluation": name, "metric": metric, "model": way, "group": ""}

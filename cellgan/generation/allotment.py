@@ -115,7 +115,7 @@ def request_parts(
     if cells_no == LIKE_DATA:
         numbers = like_data(codes, manifest)
         if not sum(numbers):
-            named = ", ".join(f'{name} "{of}"' for name, of in condition.items())
+            named = ", ".join(f'{name} "{value}"' for name, value in condition.items())
             msg = (
                 f"--condition: no training cell has {named} together, so there is no "
                 f"number to copy: give one with {where}."
@@ -146,7 +146,7 @@ def doubts(
     """Return what a user should know before relying on cells, in sentences."""
     sentences = []
     for codes, n_cells in parts:
-        n_trained = sum(each.n_cells for each in matching(codes, manifest))
+        n_trained = sum(each.n_cells for each in matching_combinations(codes, manifest))
         if n_cells and n_trained < FEW_CELLS:
             named = ", ".join(
                 f"{name} {manifest.covariates[name].categories[code]}"
@@ -291,12 +291,12 @@ def like_data(
 ) -> tuple[int, ...]:
     """Return how many training cells of each label meet a condition."""
     numbers = [0] * len(manifest.label_vocabulary)
-    for combination in matching(condition, manifest):
+    for combination in matching_combinations(condition, manifest):
         numbers[combination.codes[manifest.label]] += combination.n_cells
     return tuple(numbers)
 
 
-def matching(
+def matching_combinations(
     condition: Mapping[str, int], manifest: DatasetManifest
 ) -> list[Combination]:
     """Return the combinations of training cells that meet a condition."""
@@ -323,8 +323,8 @@ def assign_covariates(
         label = manifest.label
         of_label = {label: condition[label]} if label in condition else {}
         combinations = (
-            matching(condition, manifest)
-            or matching(of_label, manifest)
+            matching_combinations(condition, manifest)
+            or matching_combinations(of_label, manifest)
             or list(manifest.combinations)
         )
         numbers = apportion(n_cells, [c.n_cells for c in combinations])
@@ -418,7 +418,7 @@ def _copied(
     modalities: Sequence[str],
     draws: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    own = matching(codes, manifest) or _of_label(codes, manifest)
+    own = matching_combinations(codes, manifest) or _of_label(codes, manifest)
     weights = np.concatenate(
         [
             np.full(len(c.library_sizes[RNA]), c.n_cells / len(c.library_sizes[RNA]))
@@ -442,7 +442,7 @@ def _modelled(
     modalities: Sequence[str],
     draws: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    own, label = matching(codes, manifest), _of_label(codes, manifest)
+    own, label = matching_combinations(codes, manifest), _of_label(codes, manifest)
     n_own = own[0].n_cells if own else 0
     weight = n_own / (n_own + FEW_CELLS)
     normal = _correlated(ndtri(np.clip(draws, 1e-12, 1 - 1e-12)), label, modalities)
@@ -459,7 +459,7 @@ def _modelled(
 
 def _of_label(codes: Mapping[str, int], manifest: DatasetManifest) -> list[Combination]:
     label = {manifest.label: codes[manifest.label]}
-    return matching(label, manifest) or list(manifest.combinations)
+    return matching_combinations(label, manifest) or list(manifest.combinations)
 
 
 def pooled_moments(

@@ -93,7 +93,7 @@ def write_cells(
     try:
         with replacing(path) as temporary:
             if path.suffix == MULTIMODAL:
-                write_h5mu(temporary, frames, pieces)
+                _write_h5mu(temporary, frames, pieces)
             else:
                 (modality,) = frames
                 only = (piece[modality] for piece in pieces)
@@ -107,13 +107,13 @@ def write_cells(
         raise DataError(msg) from error
 
 
-def write_h5ad(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
+def _write_h5ad(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
     """Write an ``.h5ad`` file, ``X`` as compressed sparse rows."""
     with _hdf5(path) as (hdf5, file):
         _write_elements(hdf5, cells, file.checked(pieces), HDF5_OPTIONS)
 
 
-def write_h5mu(
+def _write_h5mu(
     path: Path, frames: Mapping[str, anndata.AnnData], pieces: MultimodalPieces
 ) -> None:
     """Write an ``.h5mu`` file: what MuData writes, with ``X`` appended by and by."""
@@ -144,14 +144,14 @@ def _hdf5(path: Path, mode: str = "w") -> Iterator[tuple[h5py.File, _ClosableFil
         file.check()
 
 
-def write_zarr(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
+def _write_zarr(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
     """Write AnnData's Zarr folder, format 3."""
     _write_elements(
         zarr.open_group(path, mode="w", zarr_format=3), cells, pieces, ZARR_OPTIONS
     )
 
 
-def write_mtx(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
+def _write_mtx(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
     """Write a folder as 10x does: genes in rows, cells in columns, counted from 1.
 
     Labels and provenance, which that format has no place for, are in two more files:
@@ -178,9 +178,9 @@ def write_mtx(path: Path, cells: anndata.AnnData, pieces: Pieces) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, anndata.AnnData, Pieces], None]] = {
-    ".h5ad": write_h5ad,
-    ".zarr": write_zarr,
-    ".mtx": write_mtx,
+    ".h5ad": _write_h5ad,
+    ".zarr": _write_zarr,
+    ".mtx": _write_mtx,
 }
 
 

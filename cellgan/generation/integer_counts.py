@@ -56,7 +56,7 @@ def to_counts(
     size_draws = uniform(derive_seed(seed, "library_size"), first_cell, n_cells)
     if codes is None:
         codes, size_draws = split_draws(size_draws, manifest.label_ratios)
-    sizes = draw_library_sizes(size_draws, codes, manifest.library_sizes[RNA])
+    sizes = invert_library_sizes(size_draws, codes, manifest.library_sizes[RNA])
     rounding_draws = uniform(derive_seed(seed, "rounding"), first_cell, n_cells)
     return round_to_totals(expression, sizes, rounding_draws)
 
@@ -102,7 +102,7 @@ def split_draws(
     return codes.astype(np.int32), within
 
 
-def draw_library_sizes(
+def invert_library_sizes(
     draws: npt.NDArray[np.float64],
     codes: npt.NDArray[np.int32],
     quantiles: Sequence[Sequence[float]],

@@ -47,7 +47,7 @@ from cellgan.experiment import Experiment, write_json
 from cellgan.generation.files import read_processed
 from cellgan.seeds import derive_seed
 from cellgan.studies.checks import check_augmentation
-from cellgan.studies.figures import Estimate, strategy_figure
+from cellgan.studies.figures import MeanInterval, strategy_figure
 from cellgan.studies.kit import write_table
 
 log = logging.getLogger(__name__)
@@ -384,17 +384,17 @@ def held_out_f1(training: Cells, held_out: Cells, *, label: str, seed: int) -> f
     return float(f1_score(held_out.labels == label, predicted, zero_division=0.0))
 
 
-def mean_and_interval(values: Sequence[float]) -> Estimate:
+def mean_and_interval(values: Sequence[float]) -> MeanInterval:
     """Return the mean and Student's 95 % confidence interval, cut to 0...1.
 
     One value has no interval: its ends are nan.
     """
     mean = float(np.mean(values))
     if len(values) == 1:
-        return Estimate(mean, float("nan"), float("nan"))
+        return MeanInterval(mean, float("nan"), float("nan"))
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     half = float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return MeanInterval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def _write_report(
@@ -441,7 +441,7 @@ def _write_report(
 def _table(
     real: DividedCells,
     fractions: Sequence[float],
-    scores: Mapping[str, Sequence[Estimate]],
+    scores: Mapping[str, Sequence[MeanInterval]],
 ) -> str:
     lines = [
         f'held-out F1 of "{real.label}", mean over seeds (95 % confidence interval)',

@@ -37,8 +37,8 @@ from cellgan.evaluation.metrics.reconstruction import (
     ResidualSums,
     accuracy_summary,
     cell_accuracy,
-    log_expression,
     log_normalized,
+    log_shares,
     variable_genes_of_counts,
 )
 from cellgan.experiment import Experiment, replacing
@@ -224,7 +224,7 @@ class Collected:
         self._latents.append(made.latent)
         self.residuals.add(counts, made.expression)
         accuracy = cell_accuracy(
-            log_normalized(counts), log_expression(made.expression), self._genes
+            log_normalized(counts), log_shares(made.expression), self._genes
         )
         columns = {
             CORRELATION: accuracy.correlation,

@@ -24,7 +24,7 @@ MOST_IN_A_ROW = 4
 STRATEGY_COLOURS = ("#7f7f7f", "#ff7f0e", "#1f5fbf", "#2ca02c", "#9467bd")
 
 
-class Estimate(NamedTuple):
+class MeanInterval(NamedTuple):
     """A mean over repeats and the ends of its confidence interval (nan for one)."""
 
     mean: float
@@ -143,7 +143,7 @@ def influence_figure(
 
 def strategy_figure(
     fractions: Sequence[float],
-    scores: Mapping[str, Sequence[Estimate]],
+    scores: Mapping[str, Sequence[MeanInterval]],
     *,
     title: str,
 ) -> Figure:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from sklearn.decomposition import PCA
 
 from cellgan.data.batches import CellBatch, evaluation_batches
+from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.evaluation.figures import plots
 from cellgan.experiment import Experiment
@@ -163,11 +164,8 @@ class Validation:
             values *= (sizes / self._manifest.target_library_size)[:, None]
             if kind == "alike":
                 values = np.rint(values)  # counts, which scaling has rounded
-        return CellBatch(
-            {RNA: tf.constant(values, tf.float32)},
-            {RNA: tf.constant(sizes, tf.float32)},
-            {name: tf.constant(of[neighbours]) for name, of in real.codes.items()},
-        )
+        codes = {name: own[neighbours] for name, own in real.codes.items()}
+        return cell_batch({RNA: values}, codes, {RNA: sizes})
 
     def _draw_map(
         self, step: int, path: Path, points: npt.NDArray[np.float32], what: str

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from cellgan.generation import integer_counts
 from cellgan.generation.integer_counts import (
-    draw_library_sizes,
+    invert_library_sizes,
     round_to_totals,
     split_draws,
     to_counts,
@@ -105,7 +105,7 @@ def test_library_sizes_follow_the_quantiles_of_their_label():
     quantiles = [(100.0, 200.0, 1000.0), (7.0,), (0.2,)]
     draws = np.array([0.0, 0.25, 0.5, 0.75, ALMOST_ONE, 0.4, 0.4])
     codes = np.array([0, 0, 0, 0, 0, 1, 2], np.int32)
-    sizes = draw_library_sizes(draws, codes, quantiles)
+    sizes = invert_library_sizes(draws, codes, quantiles)
     assert sizes.tolist() == [100, 150, 200, 600, 1000, 7, 1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellgan.studies.figures import (
-    Estimate,
+    MeanInterval,
     guidance_figure,
     influence_figure,
     integration_figure,
@@ -15,8 +15,8 @@ from cellgan.studies.figures import (
 
 def test_strategy_figure_orders_fractions_and_draws_their_intervals():
     scores = {
-        "reduced": [Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.0, 0.2)],
-        "augmented": [Estimate(0.8, 0.7, 0.9), Estimate(0.6, 0.5, 0.7)],
+        "reduced": [MeanInterval(0.5, 0.4, 0.6), MeanInterval(0.1, 0.0, 0.2)],
+        "augmented": [MeanInterval(0.8, 0.7, 0.9), MeanInterval(0.6, 0.5, 0.7)],
     }
     figure = strategy_figure([0.5, 0.01], scores, title="type A")
     axes = figure.axes[0]

@@ -61,7 +61,7 @@ def log_normalized(counts: Cells) -> Floats:
     return found
 
 
-def log_expression(shares: npt.ArrayLike) -> Floats:
+def log_shares(shares: npt.ArrayLike) -> Floats:
     """Return shares of genes, rows of sum 1, on the scale of `log_normalized`."""
     found: Floats = np.log1p(PER_10000 * np.asarray(shares, np.float64))
     return found
@@ -183,7 +183,7 @@ def accuracy_of_counts(
     """
     observed = log_normalized(counts)
     genes = None if n_genes is None else variable_genes(observed, n_genes)
-    return cell_accuracy(observed, log_expression(shares), genes)
+    return cell_accuracy(observed, log_shares(shares), genes)
 
 
 def accuracy_summary(accuracy: CellAccuracy) -> AccuracySummary:

@@ -12,8 +12,8 @@ from cellgan.evaluation.metrics.reconstruction import (
     accuracy_of_counts,
     accuracy_summary,
     cell_accuracy,
-    log_expression,
     log_normalized,
+    log_shares,
     normalized_dispersions,
     residual_table,
     variable_genes,
@@ -164,7 +164,7 @@ def test_counts_and_shares_meet_on_one_scale() -> None:
     found = log_normalized(counts)
 
     np.testing.assert_allclose(found[0], np.log1p([2500, 7500]))
-    np.testing.assert_allclose(found[0], log_expression([0.25, 0.75]))
+    np.testing.assert_allclose(found[0], log_shares([0.25, 0.75]))
     np.testing.assert_array_equal(found[1], 0)
 
 
