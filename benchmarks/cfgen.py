@@ -57,6 +57,7 @@ from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.models.cfgen.model import LatentFlow
 from cellgan.models.latent.stage import LATENT
 from cellgan.training.loop import CompiledSteps
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 
 try:
@@ -131,7 +132,7 @@ def make_cells(folder: Path) -> Cells:
         obs[name] = pd.Categorical.from_codes(of, list(names[name]))
     adata = ad.AnnData(counts, obs=obs)
     shards = write_tfrecords(
-        adata,
+        CellSource.of_anndata(adata),
         folder,
         label="cell_type",
         covariates=["donor"],

@@ -50,6 +50,7 @@ from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.models import build_model
 from cellgan.models.cfdiffusion.networks import PAPER_WIDTHS
 from cellgan.training.loop import CompiledSteps
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 
 BATCH, LAYERS = 128, (1024, 1024, 1024)
@@ -120,7 +121,7 @@ def make_cells(
     obs.index = obs.index.astype(str)
     obs["cell_type"] = pd.Categorical.from_codes(codes, list(names))
     shards = write_tfrecords(
-        ad.AnnData(counts, obs=obs),
+        CellSource.of_anndata(ad.AnnData(counts, obs=obs)),
         folder,
         label="cell_type",
         covariates=[],

@@ -60,6 +60,7 @@ from cellgan.evaluation.metrics.reconstruction import (
 )
 from cellgan.models import build_model
 from cellgan.training.loop import CompiledSteps
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 
 try:
@@ -154,7 +155,7 @@ class OurTraining:
     ) -> None:
         keras.utils.set_random_seed(seed)
         shards = write_tfrecords(
-            cells,
+            CellSource.of_anndata(cells),
             folder,
             label="cluster",
             record_values="counts",

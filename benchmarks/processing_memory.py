@@ -30,8 +30,8 @@ from anndata.io import write_elem
 from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 from preprocessing import write_tfrecords  # noqa: F401  (processing imports it late)
-from preprocessing.process_raw import process_raw
-from preprocessing.raw_counts import read_counts
+from preprocessing.pipeline import process_cells
+from preprocessing.raw_counts import read_cells
 
 ROWS_AT_ONCE = 1000
 N_TYPES = 10
@@ -103,9 +103,9 @@ def measure(raw: Path) -> None:
     block = {"raw_input": str(raw), "split": {"valid_cells": 200}}
     parameters = parse_experiment({"input_ds": block}, "benchmark")
     before = _memory("VmRSS")
-    read_counts(parameters.input_ds)
+    read_cells(parameters.input_ds)
     read = _memory("VmHWM") - before
-    summary = process_raw(Experiment(raw.parent / "experiment", parameters))
+    summary = process_cells(Experiment(raw.parent / "experiment", parameters))
     document = {
         "imports": before,
         "read": read,

@@ -37,6 +37,7 @@ import tensorflow as tf
 from cellgan.data.batches import training_batches
 from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.data.records import RECORD_FILES
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 
 CASES = ((2_000, 144, 12_000), (20_000, 1_434, 6_000))
@@ -196,7 +197,7 @@ def time_ours(cells: ad.AnnData, folder: Path, costs: dict[str, list[Cost]]) -> 
 
     def write() -> None:
         written = write_tfrecords(
-            cells,
+            CellSource.of_anndata(cells),
             folder,
             label="cluster",
             record_values="counts",

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["process"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def process(
     experiment: Experiment, *, overwrite: bool = False
 ) -> ProcessingSummary | None:
-    """Make the folder of an experiment from its raw file.
+    """Make the folder of an experiment from its raw file, or from chunks.
 
     Parameters
     ----------
@@ -56,20 +56,17 @@ def process(
         if not overwrite:
             _check_unchanged(experiment)
             experiment.manifest()  # one that cannot be read is told, not kept silently
-            logger.info("%s: already processed, %s", experiment.name, folder)
+            log.info("%s: already processed, %s", experiment.name, folder)
             return None
-        logger.info("%s: replacing %s", experiment.name, folder)
+        log.info("%s: replacing %s", experiment.name, folder)
     _check_place(experiment)
-    if experiment.parameters.input_ds.chunks is not None:
-        from preprocessing.process_chunks import process_chunks  # noqa: PLC0415
-
-        return process_chunks(experiment)
     for key, raw_input in _raw_inputs(experiment).items():
-        raw_format(raw_input, key)
+        if not _is_pattern(experiment, raw_input):
+            raw_format(raw_input, key)
     # Loads AnnData, which what was answered above does not need.
-    from preprocessing.process_raw import process_raw  # noqa: PLC0415
+    from preprocessing.pipeline import process_cells  # noqa: PLC0415
 
-    return process_raw(experiment)
+    return process_cells(experiment)
 
 
 def _is_free(experiment: Experiment) -> bool:
@@ -115,6 +112,13 @@ def _raw_inputs(experiment: Experiment) -> dict[str, str]:
     if parameters.atac is not None and parameters.atac.raw_input is not None:
         files["input_ds.atac.raw_input"] = parameters.atac.raw_input
     return files
+
+
+def _is_pattern(experiment: Experiment, raw_input: str) -> bool:
+    """Whether a parameter names chunks, which are looked for when they are opened."""
+    parameters = experiment.parameters.input_ds
+    is_chunks = raw_input == parameters.raw_input or raw_input.lower().endswith(".npz")
+    return parameters.chunks is not None and is_chunks
 
 
 def _check_unchanged(experiment: Experiment) -> None:

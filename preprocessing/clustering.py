@@ -25,7 +25,7 @@ N_NEIGHBORS = 15
 """A cell counts as its own first neighbour."""
 ROWS_AT_ONCE = 2048
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def cluster_cells(
@@ -68,9 +68,7 @@ def cluster_cells(
     finally:
         igraph.set_random_number_generator(random)
     labels = _by_size(np.asarray(communities.membership))
-    logger.info(
-        "%s at resolution %g: %d clusters", method, resolution, labels.max() + 1
-    )
+    log.info("%s at resolution %g: %d clusters", method, resolution, labels.max() + 1)
     return labels.astype(str)
 
 
@@ -83,7 +81,7 @@ def log_scaled_genes(counts: sp.csr_matrix) -> sp.csr_matrix:
     deviation.
     """
     size_factors = _to_median(row_sums(counts))
-    top = counts[:, top_genes(counts, size_factors)]
+    top = counts[:, most_variable_genes(counts, size_factors)]
     totals = row_sums(top)
     _scale_rows(top, size_factors * _to_median(totals * size_factors))
     np.log1p(top.data, out=top.data)
@@ -92,7 +90,7 @@ def log_scaled_genes(counts: sp.csr_matrix) -> sp.csr_matrix:
     return top
 
 
-def top_genes(
+def most_variable_genes(
     counts: sp.csr_matrix, size_factors: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.intp]:
     """Return the positions of the genes that vary most for their mean, ascending.
@@ -159,16 +157,16 @@ def neighbor_edges(components: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(
         components
     )
-    found = np.empty((n_cells, n_neighbors), dtype=np.int64)
+    neighbors = np.empty((n_cells, n_neighbors), dtype=np.int64)
     with progress(n_cells, "neighbours", "cells") as bar:
         for start in range(0, n_cells, ROWS_AT_ONCE):
             rows = components[start : start + ROWS_AT_ONCE]
-            found[start : start + len(rows)] = search.kneighbors(
+            neighbors[start : start + len(rows)] = search.kneighbors(
                 rows, return_distance=False
             )
             bar.update(len(rows))
     cell = np.repeat(np.arange(n_cells), n_neighbors)
-    neighbor = found.ravel()
+    neighbor = neighbors.ravel()
     other = cell != neighbor
     low = np.minimum(cell, neighbor)[other]
     high = np.maximum(cell, neighbor)[other]

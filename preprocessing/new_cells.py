@@ -60,14 +60,14 @@ def read_new_cells(
         for column in columns:
             require_column(raw.obs, column, where)
         place = CountsPlace(raw_input, parameters.layer, "input_ds", "gene")
-        found = choose_counts(place, raw, counts=parameters.counts)
+        cells = choose_counts(place, raw, counts=parameters.counts)
     genes = pd.Index(manifest.features[RNA])
-    at = found.var.index.get_indexer(genes)
+    at = cells.var.index.get_indexer(genes)
     _check_genes(genes, at >= 0, where, fills_missing=fills_missing)
-    obs, _ = writable_columns(found.obs)
+    obs, _ = writable_columns(cells.obs)
     for name in columns:
-        obs[name] = known_values(found.obs[name], name, manifest, where)
-    counts = _aligned(found.counts, at)
+        obs[name] = known_values(cells.obs[name], name, manifest, where)
+    counts = _aligned(cells.rows.gather(), at)
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes.astype(object)))
 
 

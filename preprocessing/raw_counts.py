@@ -1,4 +1,4 @@
-"""Checked counts of raw files: RNA, and ATAC of the same cells."""
+"""Checked cells of raw files and chunks: RNA, and ATAC of the same cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scipy.sparse as sp
 
 from cellgan.config.parameters import InputParameters
 from cellgan.data.manifest import ATAC
@@ -18,25 +17,20 @@ from preprocessing.annotations import (
     require_column,
     with_unique_names,
 )
+from preprocessing.readers.cell_source import CellSource
+from preprocessing.readers.chunks import MATRIX, read_chunks, read_peak_chunks
 from preprocessing.readers.open import open_raw_file, read_matrix
 from preprocessing.readers.raw_file import RawFile
+from preprocessing.readers.rows import RowsInMemory
 from preprocessing.sparse_blocks import UnsuitableValueError
 
 OUR_COLUMNS = ("n_genes", "n_counts", "split")
+AUTO_LAYERS = ("X", "raw", "counts")
+"""Where counts are looked for, in this order."""
 SHOWN_CELLS = 3
 UNKNOWN = "unknown"
 
-logger = logging.getLogger(__name__)
-
-
-class RawCells(NamedTuple):
-    """Checked counts of a raw file and what describes them."""
-
-    counts: sp.csr_matrix
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    source: str
-    """Where in the file the counts were."""
+log = logging.getLogger(__name__)
 
 
 class CountsPlace(NamedTuple):
@@ -50,8 +44,8 @@ class CountsPlace(NamedTuple):
     """What a column is: gene or peak."""
 
 
-def read_counts(parameters: InputParameters) -> RawCells:
-    """Read the counts of the raw file, after checking that its columns are there.
+def read_cells(parameters: InputParameters) -> CellSource:
+    """Read the cells of the raw file, or open their chunks; check columns first.
 
     Raises
     ------
@@ -63,6 +57,8 @@ def read_counts(parameters: InputParameters) -> RawCells:
         should be.
     """
     columns = needed_columns(parameters)
+    if parameters.chunks is not None:
+        return read_chunks(parameters, parameters.chunks, columns)
     with open_raw_file(parameters.raw_input, tuple(columns)) as raw:
         for column, where in columns.items():
             require_column(raw.obs, column, where)
@@ -70,29 +66,35 @@ def read_counts(parameters: InputParameters) -> RawCells:
         return choose_counts(place, raw, counts=parameters.counts)
 
 
-def read_atac(parameters: InputParameters, cells: pd.Index) -> RawCells | None:
+def read_atac(parameters: InputParameters, rna: CellSource) -> CellSource | None:
     """Read the ATAC counts of some cells, in the order of these; None without any.
 
     Raises
     ------
     ConfigError
-        As `read_counts`.
+        As `read_cells`.
     DataError
-        As `read_counts`; or if the file is one of other cells, or has no ATAC counts.
+        As `read_cells`; or if the file is one of other cells, or has no ATAC counts.
     """
     atac = parameters.atac
     if atac is None:
         return None
     raw_input = atac.raw_input or parameters.raw_input
+    is_binary = atac.values == "binary"
+    if raw_input.lower().endswith(MATRIX):
+        return read_peak_chunks(
+            raw_input, rna, counts=parameters.counts, is_binary=is_binary
+        )
     place = CountsPlace(raw_input, atac.layer, "input_ds.atac", "peak")
     with open_raw_file(raw_input, modality=ATAC) as raw:
-        order = cell_order(cells, raw.obs.index, raw_input)
-        found = choose_counts(place, raw, counts=parameters.counts)
-    if atac.values == "binary":
-        found.counts.data[:] = 1
+        order = cell_order(rna.obs.index, raw.obs.index, raw_input)
+        cells = choose_counts(place, raw, counts=parameters.counts)
+    counts = cells.rows.gather()
+    if is_binary:
+        counts.data[:] = 1
     if order is None:
-        return found
-    return found._replace(counts=found.counts[order], obs=found.obs.iloc[order])
+        return cells
+    return cells._replace(rows=RowsInMemory(counts[order]), obs=cells.obs.iloc[order])
 
 
 def cell_order(
@@ -166,7 +168,7 @@ def with_values(
             obs[name] = np.where(is_missing, UNKNOWN, texts)
         if is_missing.any():
             what = "left out" if parameters.missing == "drop" else f'now "{UNKNOWN}"'
-            logger.info(
+            log.info(
                 'obs column "%s": %d cells have no value, %s',
                 name,
                 is_missing.sum(),
@@ -201,12 +203,12 @@ def needed_columns(parameters: InputParameters) -> dict[str, str]:
     return columns
 
 
-def choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells:
+def choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> CellSource:
     """Read the first matrix that suits; say what is wrong with each if none does."""
     raw_input, layer, key, feature = place
     layers = ", ".join(raw.matrices) or "none"
     if layer == "auto":
-        names = [name for name in ("X", "raw", "counts") if name in raw.matrices]
+        names = [name for name in AUTO_LAYERS if name in raw.matrices]
     elif layer in raw.matrices:
         names = [layer]
     else:
@@ -233,7 +235,7 @@ def choose_counts(place: CountsPlace, raw: RawFile, *, counts: bool) -> RawCells
             )
             continue
         obs, var = with_unique_names(raw.obs), with_unique_names(var)
-        return RawCells(matrix, obs, var, _place(name))
+        return CellSource(obs, var, RowsInMemory(matrix), _place(name))
     needed, advice = "finite and not negative", ""
     if counts:
         needed = "non-negative integers"

@@ -128,6 +128,14 @@ def assemble(
     return rows.finished()
 
 
+def join(blocks: Iterable[sp.csr_matrix]) -> sp.csr_matrix:
+    """Join blocks of consecutive rows, which are freed on the way, into one matrix."""
+    rows = _GrowingMatrix()
+    for block in blocks:
+        rows.append(block)
+    return rows.finished()
+
+
 def keep(
     matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]
 ) -> sp.csr_matrix:
@@ -158,13 +166,19 @@ def keep(
     )
 
 
-def row_sums(matrix: sp.csr_matrix) -> npt.NDArray[np.float64]:
-    """Return the total of each row, summed in float64."""
+def row_sums(
+    matrix: sp.csr_matrix, columns: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the total of each row, of all or the chosen columns, in float64."""
     sums = np.zeros(matrix.shape[0])
     for start, block in row_blocks(matrix):
         stop = start + block.shape[0]
         row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-        sums[start:stop] = np.bincount(row, block.data, minlength=stop - start)
+        values = block.data
+        if columns is not None:
+            chosen = columns[block.indices]
+            row, values = row[chosen], values[chosen]
+        sums[start:stop] = np.bincount(row, values, minlength=stop - start)
     return sums
 
 

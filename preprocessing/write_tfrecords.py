@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import anndata as ad
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.sparse as sp
-from tqdm import tqdm
 
 from cellgan.data.records import (
     RECORD_FILES,
@@ -23,8 +21,10 @@ from cellgan.data.records import (
     AtacRecords,
     CellRecords,
     RecordSchema,
-    write_shard,
+    open_shards,
 )
+from preprocessing.readers.cell_source import CellSource
+from preprocessing.readers.rows import same_block
 from preprocessing.sparse_blocks import progress
 
 BLOCK_CELLS = 512
@@ -32,33 +32,36 @@ BLOCK_CELLS = 512
 
 
 def write_tfrecords(  # noqa: PLR0913 -- two modalities, and what of them
-    adata: ad.AnnData,
+    cells: CellSource,
     folder: Path,
     *,
     label: str,
     covariates: Sequence[str] = (),
-    atac: ad.AnnData | None = None,
+    atac: CellSource | None = None,
     record_values: str,
     target_library_size: int,
     seed: int,
+    each_block: Callable[[Sequence[sp.csr_matrix]], None] | None = None,
 ) -> dict[str, int]:
     """Write all record files into a folder, which is made if need be.
 
     Parameters
     ----------
-    adata
-        Processed cells: X is canonical CSR float32 counts without empty rows; obs holds
-        the categorical `label`, ``"split"`` and ``"n_genes"``; obs_names are barcodes.
-        The code of a label is its position among the categories.
+    cells
+        Processed cells without empty rows; obs holds the categorical `label` and
+        ``"split"``, its index barcodes. The code of a label is its position among the
+        categories. Without ``obs["n_genes"]``, the genes of a cell are counted.
     covariates
         Other categoricals of obs that the records hold.
     atac
-        ATAC counts of the same cells in the same order, of the form of `adata`'s.
+        ATAC counts of the same cells in the same order.
     record_values
         ``"counts"``, or ``"normalized"`` for the values of the reference: scaled to
         `target_library_size`.
     seed
         Of the shards of the training cells, drawn cell by cell in row order.
+    each_block
+        Is given the counts of each block that is read, of RNA and of ATAC.
 
     Returns
     -------
@@ -77,25 +80,44 @@ def write_tfrecords(  # noqa: PLR0913 -- two modalities, and what of them
     """
     folder.mkdir(parents=True, exist_ok=True)
     scale = target_library_size if record_values == "normalized" else None
-    n_categories = {
-        name: len(adata.obs[name].cat.categories) for name in (label, *covariates)
-    }
-    n_peaks = 0 if atac is None else atac.n_vars
-    schema = RecordSchema(adata.n_vars, label, n_categories, n_peaks)
-    rows_of = assign_files(adata.obs["split"], seed)
-
-    def write(file: str) -> None:
-        starts = range(0, len(rows_of[file]), BLOCK_CELLS)
-        cuts = (rows_of[file][start : start + BLOCK_CELLS] for start in starts)
-        blocks = (cell_records(adata, rows, schema, scale, atac) for rows in cuts)
-        write_shard(folder / file, _counted(blocks, bar), schema)
-
+    names = (label, *covariates)
+    n_categories = {name: len(cells.obs[name].cat.categories) for name in names}
+    n_peaks = 0 if atac is None else len(atac.var)
+    schema = RecordSchema(len(cells.var), label, n_categories, n_peaks)
+    rows_of_file = assign_files(cells.obs["split"], seed)
+    file_of = np.zeros(len(cells.obs), np.int8)
+    for number, file in enumerate(RECORD_FILES):
+        file_of[rows_of_file[file]] = number
+    obs = cells.obs[[name for name in (*names, "n_genes") if name in cells.obs]]
     with (
-        progress(adata.n_obs, "writing records", "cells") as bar,
+        progress(len(cells.obs), "writing records", "cells") as bar,
+        open_shards(folder, RECORD_FILES, schema) as shards,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        list(pool.map(write, RECORD_FILES))
-    return {file: len(rows) for file, rows in rows_of.items()}
+        for rows, counts in cells.rows.map_blocks(same_block):
+            peaks = None if atac is None else atac.rows.read(rows)
+            if each_block is not None:
+                each_block((counts,) if peaks is None else (counts, peaks))
+
+            def write(
+                number: int,
+                rows: slice = rows,
+                counts: sp.csr_matrix = counts,
+                peaks: sp.csr_matrix | None = peaks,
+            ) -> None:
+                mine = np.flatnonzero(file_of[rows] == number)
+                for start in range(0, len(mine), BLOCK_CELLS):
+                    at = mine[start : start + BLOCK_CELLS]
+                    some = None if peaks is None else peaks[at]
+                    described = obs.iloc[rows.start + at]
+                    shards[RECORD_FILES[number]](
+                        cell_records(described, counts[at], schema, scale, some)
+                    )
+                    with bar.get_lock():
+                        bar.update(len(at))
+
+            list(pool.map(write, range(len(RECORD_FILES))))
+    return {file: len(rows) for file, rows in rows_of_file.items()}
 
 
 def assign_files(splits: Iterable[str], seed: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -126,15 +148,21 @@ def assign_files(splits: Iterable[str], seed: int) -> dict[str, npt.NDArray[np.i
 
 
 def cell_records(
-    adata: ad.AnnData,
-    rows: npt.NDArray[np.int64],
+    obs: pd.DataFrame,
+    values: sp.csr_matrix,
     schema: RecordSchema,
     scale: int | None,
-    atac: ad.AnnData | None = None,
+    peaks: sp.csr_matrix | None = None,
 ) -> CellRecords:
-    """Return some cells as records hold them; `scale` is None for counts."""
-    obs = adata.obs.iloc[rows]
-    values = adata.X[rows]
+    """Return cells as records hold them.
+
+    Parameters
+    ----------
+    values
+        Counts of these cells, which are overwritten if they are scaled.
+    scale
+        Total of each cell; None for counts.
+    """
     totals = values.sum(axis=1).A1
     if scale is not None:
         factors = np.float32(scale) / totals
@@ -143,21 +171,12 @@ def cell_records(
     return CellRecords(
         values=values,
         barcodes=obs.index.tolist(),
-        genes_no=obs["n_genes"].to_numpy(np.int64),
+        genes_no=np.asarray(obs.get("n_genes", np.diff(values.indptr)), np.int64),
         count_no=totals.astype(np.int64),
         codes={
             name: obs[name].cat.codes.to_numpy(np.int32) for name in schema.n_categories
         },
-        atac=None if atac is None else _open_peaks(atac.X[rows]),
+        atac=None
+        if peaks is None
+        else AtacRecords(peaks, peaks.sum(axis=1).A1.astype(np.int64)),
     )
-
-
-def _open_peaks(values: sp.csr_matrix) -> AtacRecords:
-    return AtacRecords(values, values.sum(axis=1).A1.astype(np.int64))
-
-
-def _counted(blocks: Iterable[CellRecords], bar: tqdm[Any]) -> Iterator[CellRecords]:
-    for cells in blocks:
-        yield cells
-        with bar.get_lock():
-            bar.update(len(cells))

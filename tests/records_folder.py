@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.synthetic import make_cells
 
@@ -44,10 +45,10 @@ def make_records(  # noqa: PLR0913 -- what tests vary
         atac.var_names = [f"peak {peak}" for peak in range(n_peaks)]
     features = {"rna": cells} if atac is None else {"rna": cells, "atac": atac}
     shards = write_tfrecords(
-        cells,
+        CellSource.of_anndata(cells),
         folder,
         label="cluster",
-        atac=atac,
+        atac=None if atac is None else CellSource.of_anndata(atac),
         record_values=record_values,
         target_library_size=target_library_size,
         seed=3,

@@ -78,6 +78,7 @@ class Augment(Action):
         from cellgan.generation.trained_model import TrainedModel
         from cellgan.studies import augmentation
         from preprocessing.experiment_folder import write_experiment
+        from preprocessing.readers.cell_source import CellSource
 
         def train_alone(derived: Experiment) -> None:
             keras.utils.clear_session()  # the graphs of the run before
@@ -88,7 +89,9 @@ class Augment(Action):
             plan.label,
             plan.fractions,
             range(plan.n_seeds),
-            write_dataset=lambda derived, cells: write_experiment(derived, cells, {}),
+            write_dataset=lambda derived, cells: write_experiment(
+                derived, CellSource.of_anndata(cells), {}
+            ),
             train=train_alone,
             generate=lambda derived, numbers, seed: TrainedModel.load(
                 derived.folder

@@ -116,7 +116,9 @@ class AtacParameters:
 
     raw_input: Annotated[str, Field(min_length=1)] | None = None
     """An .h5ad of the same cells, in any order; null: the modality "atac" of the .h5mu
-    that holds the RNA."""
+    that holds the RNA. Beside chunks: a pattern of ``.npz`` matrices, one per chunk
+    with its cells in the same order, or an .h5ad whose cells are named as those of
+    chunks are (file and row, such as ``counts_1-0``)."""
     layer: str = "auto"
     """Where its counts are, as for RNA."""
     min_cells: NonNegative = 5
@@ -191,9 +193,6 @@ class InputParameters:
     def _check_atac(self) -> InputParameters:
         if self.atac is None:
             return self
-        if self.chunks is not None:
-            msg = "chunks are given with atac: cells in chunks have RNA alone"
-            raise ValueError(msg)
         if self.record_values == "normalized":
             msg = (
                 'record_values is "normalized", the form of the original scGAN, which '
@@ -207,8 +206,13 @@ class InputParameters:
                 f".h5ad of the ATAC counts in atac.raw_input"
             )
             raise ValueError(msg)
-        if self.atac.raw_input and not self.atac.raw_input.lower().endswith(".h5ad"):
-            msg = f'atac.raw_input is "{self.atac.raw_input}", expected an .h5ad file'
+        suffixes = (".h5ad",) if self.chunks is None else (".h5ad", ".npz")
+        if self.atac.raw_input and not self.atac.raw_input.lower().endswith(suffixes):
+            others = "" if self.chunks is None else " or a pattern of .npz chunks"
+            msg = (
+                f'atac.raw_input is "{self.atac.raw_input}", expected an .h5ad file'
+                f"{others}"
+            )
             raise ValueError(msg)
         return self
 

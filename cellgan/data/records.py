@@ -288,8 +288,14 @@ def write_shard(
     DataError
         If the file cannot be written, for example because the disk is full.
     """
-    try:
+    with _writing(path):
         write_records(path, (encode_examples(cells, schema) for cells in blocks))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         msg = (
             f"{path}: cannot be written: {error.strerror}. Free some disk space or "
@@ -306,16 +312,23 @@ def open_shards(
 
     Raises
     ------
+    DataError
+        If a file cannot be written, for example because the disk is full.
     OSError
-        If a file cannot be written.
+        If it cannot be closed.
     """
     with contextlib.ExitStack() as stack:
-        opened = {
-            file: stack.enter_context(open_records(folder / file)) for file in files
-        }
+        opened = {}
+        for file in files:
+            with _writing(folder / file):
+                opened[file] = stack.enter_context(open_records(folder / file))
 
         def append_to(file: str) -> Callable[[CellRecords], None]:
-            return lambda cells: opened[file](encode_examples(cells, schema))
+            def append(cells: CellRecords) -> None:
+                with _writing(folder / file):
+                    opened[file](encode_examples(cells, schema))
+
+            return append
 
         yield {file: append_to(file) for file in files}
 

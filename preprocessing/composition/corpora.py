@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import sparse_dataset, write_elem
+from anndata.io import write_elem
 from natsort import natsorted
 
 from cellgan.composition.eligible import (
@@ -55,31 +55,37 @@ from cellgan.composition.study import (
 from cellgan.config.composition import Composition, VariableGenes
 from cellgan.config.reading import read_json
 from cellgan.data.manifest import SPLITS
-from cellgan.data.records import RECORD_FILES, CellRecords, RecordSchema, open_shards
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment, remove_leftovers, replacing, write_json
 from cellgan.seeds import derive_seed
 from preprocessing.annotations import as_text
-from preprocessing.composition.blocks import dask_client
 from preprocessing.composition.genes import (
     FEWEST_SHARED,
     GeneNames,
+    dispersed_genes,
     gene_names,
     shared_genes,
     to_columns,
-    variable_genes,
 )
 from preprocessing.composition.sources import (
-    Found,
+    FilterResult,
     SourceFile,
     are_numbers,
+    filter_source,
     open_source,
-    survey,
 )
-from preprocessing.experiment_folder import STORAGE, write_descriptions
-from preprocessing.write_tfrecords import assign_files
+from preprocessing.experiment_folder import empty_matrix, write_descriptions
+from preprocessing.readers.cell_source import CellSource
+from preprocessing.readers.rows import (
+    JoinedRows,
+    SelectedRows,
+    StoredRows,
+    dask_client,
+    same_block,
+)
+from preprocessing.write_tfrecords import write_tfrecords
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CELLS_HEADER = ("mixture", "seed", "source", "cell", "slot", "split")
 
@@ -90,7 +96,7 @@ class Surveyed(NamedTuple):
     file: SourceFile
     names: GeneNames
     column_of: npt.NDArray[np.int64]
-    found: Found
+    result: FilterResult
     cells: Eligible
 
 
@@ -123,7 +129,7 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
     if study.manifest_file.exists() and not overwrite:
         document = study.manifest()
         if all(map(_is_unchanged, study.experiments(document).values())):
-            logger.info("%s: already processed, %s", study.name, study.folder)
+            log.info("%s: already processed, %s", study.name, study.folder)
             return
     started = time.perf_counter()
     before = _earlier(study)
@@ -142,7 +148,7 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
                 in_the_way, _changes(before, document), overwrite=overwrite
             )
         if before != document and study.report_folder.exists():
-            logger.info("%s: removing the report, which is of other cells", study.name)
+            log.info("%s: removing the report, which is of other cells", study.name)
             shutil.rmtree(study.report_folder)
         study.folder.mkdir(parents=True, exist_ok=True)
         study.manifest_file.unlink(missing_ok=True)  # written last: then all is there
@@ -155,7 +161,7 @@ def process_composition(study: Study, *, overwrite: bool = False) -> None:
         _write_cells(study.cells_file, plan)
     write_json(study.experiments_file, study.experiments_document(document))
     write_json(study.manifest_file, document)
-    logger.info(
+    log.info(
         "%s: processed in %.1f s; %d of %d corpora written\n%s",
         study.name,
         time.perf_counter() - started,
@@ -185,7 +191,7 @@ def _check_replacing(corpora: Sequence[str], changes: str, *, overwrite: bool) -
             "on them, and keeps the others."
         )
         raise ConfigError(msg)
-    logger.info("replacing %s and what was trained on them (%s)", names, changes)
+    log.info("replacing %s and what was trained on them (%s)", names, changes)
 
 
 def _earlier(study: Study) -> dict[str, Any]:
@@ -264,8 +270,8 @@ def make_plan(composition: Composition, stack: contextlib.ExitStack) -> Plan:
     rule = composition.genes
     if isinstance(rule, VariableGenes):
         file, column_of = files[rule.source], names[rule.source].columns_in(genes)
-        passed = survey(file, column_of, len(genes)).passed
-        genes = variable_genes(rule, file, passed, column_of, genes)
+        passed = filter_source(file, column_of, len(genes)).passed
+        genes = dispersed_genes(rule, file, passed, column_of, genes)
     sources = {name: _survey(file, names[name], genes) for name, file in files.items()}
     more = {
         name: _survey(file, gene_names(file), genes) for name, file in others.items()
@@ -296,25 +302,25 @@ def make_plan(composition: Composition, stack: contextlib.ExitStack) -> Plan:
 
 def _survey(file: SourceFile, names: GeneNames, genes: Names) -> Surveyed:
     column_of = names.columns_in(genes)
-    found = survey(file, column_of, len(genes))
+    result = filter_source(file, column_of, len(genes))
     ids = file.ids
     source = file.source
     strata = None
     if source.stratify is not None:
-        values = as_text(file.obs[source.stratify.by])[found.passed]
+        values = as_text(file.cells.obs[source.stratify.by])[result.passed]
         order = {value: code for code, value in enumerate(natsorted(set(values)))}
         strata = np.array([order[value] for value in values], np.int64)
     groups = None
     if source.group is not None:
-        groups = as_text(file.obs[source.group])[found.passed]
+        groups = as_text(file.cells.obs[source.group])[result.passed]
     cells = Eligible(
-        np.flatnonzero(found.passed).astype(np.int64),
-        ids[found.passed],
+        np.flatnonzero(result.passed).astype(np.int64),
+        ids[result.passed],
         groups,
         strata,
         are_numbers(ids),
     )
-    return Surveyed(file, names, column_of, found, cells)
+    return Surveyed(file, names, column_of, result, cells)
 
 
 def _check_overlap_of_genes(name: str, surveyed: Surveyed, genes: Names) -> None:
@@ -327,7 +333,7 @@ def _check_overlap_of_genes(name: str, surveyed: Surveyed, genes: Names) -> None
         )
         raise DataError(msg)
     if n_shared < FEWEST_SHARED * len(genes):
-        logger.warning(
+        log.warning(
             "evaluations.%s: only %s of the study's %s genes are in %s; the others "
             "are taken for zeros",
             name,
@@ -359,7 +365,7 @@ def describe_plan(composition: Composition, plan: Plan) -> dict[str, Any]:
                     item
                     for part in corpus.parts
                     for item in (
-                        [part.source, plan.sources[part.source].found.sha256],
+                        [part.source, plan.sources[part.source].result.sha256],
                         part.train,
                         part.valid,
                     )
@@ -384,10 +390,10 @@ def describe_plan(composition: Composition, plan: Plan) -> dict[str, Any]:
         "evaluations": {
             name: {
                 "n_cells": len(cells),
-                "left": [[what, n] for what, n in of.found.left],
-                "file_sha256": of.found.sha256,
+                "left": [[what, n] for what, n in of.result.left],
+                "file_sha256": of.result.sha256,
                 "sha256": digest(
-                    [of.found.sha256, genes, composition.evaluations[name].group_by],
+                    [of.result.sha256, genes, composition.evaluations[name].group_by],
                     [composition.label, composition.covariates],
                     cells.rows,
                 ),
@@ -414,8 +420,8 @@ def _describe_genes(of: Surveyed, genes: Names) -> dict[str, int]:
 def _describe_source(of: Surveyed, exclusion: Exclusion | None) -> dict[str, Any]:
     removed = {} if exclusion is None else exclusion.removed
     return {
-        "sha256": of.found.sha256,
-        "left": [[what, n_cells] for what, n_cells in of.found.left],
+        "sha256": of.result.sha256,
+        "left": [[what, n_cells] for what, n_cells in of.result.left],
         "removed": {name: dict(numbers) for name, numbers in removed.items()},
         "available": len(of.cells if exclusion is None else exclusion.cells),
     }
@@ -434,7 +440,8 @@ def _describe_part(plan: Plan, part: PlannedPart) -> dict[str, Any]:
     stratify = of.file.source.stratify
     if stratify is not None:
         values, numbers = np.unique(
-            as_text(of.file.obs[stratify.by])[rows].astype(str), return_counts=True
+            as_text(of.file.cells.obs[stratify.by])[rows].astype(str),
+            return_counts=True,
         )
         described["strata"] = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     return described
@@ -460,7 +467,7 @@ def _overlap(
                 shared = int(is_among(of.file.ids[rows], cells.ids).sum())
             n_cells = None if n_cells is None else n_cells + shared
             if of.file.source.group is not None and cells.groups is not None:
-                mine = as_text(of.file.obs[of.file.source.group])[rows]
+                mine = as_text(of.file.cells.obs[of.file.source.group])[rows]
                 groups |= set(mine) & set(cells.groups)
         found[name] = {"cells": n_cells, "groups": len(groups)}
     return found
@@ -477,46 +484,39 @@ def write_corpus(
         If something cannot be written; the folder is then as it was.
     """
     obs, rows_of_part = corpus_obs(composition, plan, corpus)
-    names = (composition.label, *experiment.parameters.input_ds.other_covariates)
-    n_categories = {name: len(obs[name].cat.categories) for name in names}
-    schema = RecordSchema(len(plan.genes), composition.label, n_categories, 0)
-    seed = derive_seed(data_seed(composition, corpus.seed), "shards")
-    rows_of_file = assign_files(obs["split"], seed)
-    file_of = np.zeros(len(obs), np.int8)
-    for number, file in enumerate(RECORD_FILES):
-        file_of[rows_of_file[file]] = number
-    n_genes, n_counts = np.zeros(len(obs), np.int64), np.zeros(len(obs))
+    n_genes: list[npt.NDArray[Any]] = []
+    n_counts: list[npt.NDArray[Any]] = []
+
+    def tally(blocks: Sequence[sp.csr_matrix]) -> None:
+        (counts,) = blocks
+        n_genes.append(np.diff(counts.indptr))
+        n_counts.append(np.asarray(counts.sum(axis=1), np.float64).ravel())
+
+    rows = JoinedRows(
+        [
+            aligned_rows(plan.sources[part.source], mine, len(plan.genes))
+            for part, mine in zip(corpus.parts, rows_of_part, strict=True)
+        ]
+    )
+    cells = CellSource(obs, pd.DataFrame(index=plan.genes), rows)
+    inputs = experiment.parameters.input_ds
     try:
         remove_leftovers(experiment.folder)
         with replacing(experiment.folder) as temporary:
             staged = dataclasses.replace(experiment, folder=temporary)
-            staged.records_folder.mkdir(parents=True)
-            with open_shards(staged.records_folder, RECORD_FILES, schema) as shards:
-                for place, counts in _blocks_of(plan, corpus, rows_of_part):
-                    n_genes[place] = np.diff(counts.indptr)
-                    n_counts[place] = np.asarray(counts.sum(axis=1)).ravel()
-                    for number, file in enumerate(RECORD_FILES):
-                        chosen = np.flatnonzero(file_of[place] == number)
-                        if len(chosen):
-                            mine = place[chosen]
-                            shards[file](
-                                CellRecords(
-                                    values=counts[chosen],
-                                    barcodes=obs.index[mine].tolist(),
-                                    genes_no=n_genes[mine],
-                                    count_no=n_counts[mine].astype(np.int64),
-                                    codes={
-                                        name: obs[name].cat.codes.to_numpy(np.int32)[
-                                            mine
-                                        ]
-                                        for name in names
-                                    },
-                                )
-                            )
-            obs["n_genes"], obs["n_counts"] = n_genes, n_counts
-            cells = ad.AnnData(obs=obs, var=pd.DataFrame(index=plan.genes))
-            numbers = {file: len(rows) for file, rows in rows_of_file.items()}
-            write_descriptions(staged, cells, numbers, fields=None)
+            shards = write_tfrecords(
+                cells,
+                staged.records_folder,
+                label=composition.label,
+                covariates=inputs.other_covariates,
+                record_values="counts",
+                target_library_size=inputs.target_library_size,
+                seed=derive_seed(data_seed(composition, corpus.seed), "shards"),
+                each_block=tally,
+            )
+            obs["n_genes"] = np.concatenate(n_genes).astype(np.int64)
+            obs["n_counts"] = np.concatenate(n_counts)
+            write_descriptions(staged, cells, shards, fields=None)
     except OSError as error:
         msg = f"{experiment.folder}: cannot be written: {error}."
         raise DataError(msg) from error
@@ -550,7 +550,7 @@ def _values(
 ) -> Names:
     if column == SOURCE:
         return np.full(len(rows), source, dtype=object)
-    values: Names = as_text(file.obs[column])[rows]
+    values: Names = as_text(file.cells.obs[column])[rows]
     n_missing = int((values == "").sum())
     if n_missing:
         msg = (
@@ -561,39 +561,14 @@ def _values(
     return values
 
 
-def _blocks_of(
-    plan: Plan, corpus: Corpus, rows_of_part: Sequence[npt.NDArray[np.int64]]
-) -> Iterator[tuple[npt.NDArray[np.int64], sp.csr_matrix]]:
-    """Yield places in the corpus, and the counts of the cells there."""
-    first = 0
-    for part, rows in zip(corpus.parts, rows_of_part, strict=True):
-        of = plan.sources[part.source]
-        for place, counts in read_rows(of, rows, len(plan.genes)):
-            yield first + place, counts
-        first += len(rows)
-
-
-def read_rows(
-    of: Surveyed, rows: npt.NDArray[np.int64], n_genes: int
-) -> Iterator[tuple[npt.NDArray[np.int64], sp.csr_matrix]]:
-    """Read some cells of a file with the genes of the study, a block at a time.
-
-    Parameters
-    ----------
-    rows
-        Ascending.
-
-    Yields
-    ------
-    Positions in `rows`, and the counts of these cells.
-    """
-    wanted = np.zeros(of.file.rows.n_cells, bool)
+def aligned_rows(
+    surveyed: Surveyed, rows: npt.NDArray[np.int64], n_genes: int
+) -> StoredRows:
+    """Return some cells of a file, ascending, with the genes of the study."""
+    wanted = np.zeros(surveyed.file.cells.rows.n_cells, bool)
     wanted[rows] = True
-    take = functools.partial(to_columns, column_of=of.column_of, n_genes=n_genes)
-    first = 0
-    for _, counts in of.file.rows.map_blocks(take, wanted):
-        yield np.arange(first, first + counts.shape[0]), counts
-        first += counts.shape[0]
+    take = functools.partial(to_columns, column_of=surveyed.column_of, n_genes=n_genes)
+    return SelectedRows(surveyed.file.cells.rows, wanted, n_genes, take)
 
 
 def write_evaluation(
@@ -613,21 +588,16 @@ def write_evaluation(
     for column in dict.fromkeys((*wanted, evaluation.group_by)):
         if column == SOURCE:
             obs[column] = source
-        elif column is not None and column in of.file.obs:
-            obs[column] = as_text(of.file.obs[column])[cells.rows]
+        elif column is not None and column in of.file.cells.obs:
+            obs[column] = as_text(of.file.cells.obs[column])[cells.rows]
     if cells.groups is not None:
         obs["group"] = cells.groups
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         var = pd.DataFrame(index=pd.Index(plan.genes, dtype=object))
         write_elem(file, "/", ad.AnnData(obs=obs.astype("category"), var=var))
-        if "X" in file:
-            del file["X"]
-        start = sp.csr_matrix((0, len(plan.genes)), dtype=np.float32)
-        start.indptr = start.indptr.astype(np.int64)
-        options = {**STORAGE, "chunks": (2**16,)}
-        write_elem(file, "X", start, dataset_kwargs=options)
-        stored = sparse_dataset(file["X"])
-        for _, counts in read_rows(of, cells.rows, len(plan.genes)):
+        stored = empty_matrix(file, len(plan.genes))
+        rows = aligned_rows(of, cells.rows, len(plan.genes))
+        for _, counts in rows.map_blocks(same_block):
             stored.append(counts)
         file.attrs["sha256"] = described["sha256"]
 

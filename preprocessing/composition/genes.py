@@ -42,8 +42,8 @@ class GeneNames:
 
     def columns_in(self, genes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Return the position of each of the file's genes among others; -1 of none."""
-        found: npt.NDArray[np.int64] = pd.Index(genes).get_indexer(self.names)
-        return found
+        columns: npt.NDArray[np.int64] = pd.Index(genes).get_indexer(self.names)
+        return columns
 
 
 def gene_names(file: SourceFile) -> GeneNames:
@@ -57,17 +57,17 @@ def gene_names(file: SourceFile) -> GeneNames:
     """
     source = file.source
     if source.gene_column is None:
-        names = np.array([str(name) for name in file.var.index], dtype=object)
+        names = np.array([str(name) for name in file.cells.var.index], dtype=object)
     else:
-        if source.gene_column not in file.var:
-            known = [str(name) for name in file.var.columns]
+        if source.gene_column not in file.cells.var:
+            known = [str(name) for name in file.cells.var.columns]
             msg = (
                 f'{file.where}.gene_column: no var column "{source.gene_column}" in '
                 f"{source.file}.{did_you_mean(source.gene_column, known)} "
                 f"Columns: {', '.join(known) or 'none'}."
             )
             raise DataError(msg)
-        names = as_text(file.var[source.gene_column])
+        names = as_text(file.cells.var[source.gene_column])
     if source.gene_table is not None:
         table = read_gene_table(source, file.where)
         names = np.array([table.get(name, "") for name in names], dtype=object)
@@ -136,7 +136,7 @@ def shared_genes(
     ConfigError
         If there are none.
     """
-    sets = [set(of.names.tolist()) - {""} for of in names.values()]
+    sets = [set(named.names.tolist()) - {""} for named in names.values()]
     rule = composition.genes
     if rule == "union":
         genes = set().union(*sets)
@@ -153,8 +153,8 @@ def shared_genes(
         genes = set.intersection(*sets)
         if not genes:
             examples = ", ".join(
-                f'{source} ("{next((n for n in of.names if n), "")}", ...)'
-                for source, of in names.items()
+                f'{source} ("{next(filter(None, named.names), "")}", ...)'
+                for source, named in names.items()
             )
             msg = (
                 f"genes: the sources have no gene in common: {examples}. "
@@ -164,7 +164,7 @@ def shared_genes(
     return np.array(sorted(genes), dtype=object)
 
 
-def variable_genes(
+def dispersed_genes(
     rule: VariableGenes,
     file: SourceFile,
     passed: npt.NDArray[np.bool_],
@@ -191,7 +191,7 @@ def variable_genes(
     n_genes = len(genes)
     sums, squares = np.zeros(n_genes), np.zeros(n_genes)
     moments = functools.partial(_moments, column_of=column_of, n_genes=n_genes)
-    for _, (one, two) in file.rows.map_blocks(moments, passed):
+    for _, (one, two) in file.cells.rows.map_blocks(moments, passed):
         sums += one
         squares += two
     n_cells = int(passed.sum())

@@ -20,15 +20,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import read_elem
 
 from cellgan.composition.plan import describe_filter
 from cellgan.config.composition import LISTS, ORDERS, Filter, Quality, Source
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from preprocessing.annotations import as_text
-from preprocessing.composition.blocks import RowsInMemory, StoredRows, open_rows
-from preprocessing.raw_counts import CountsPlace, choose_counts
+from preprocessing.raw_counts import AUTO_LAYERS, CountsPlace, choose_counts
+from preprocessing.readers.anndata_files import read_h5ad, read_zarr
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.readers.open import UNREADABLE, open_raw_file
+from preprocessing.readers.rows import (
+    CELLS_AT_ONCE,
+    RowsInMemory,
+    open_rows,
+    same_block,
+)
 from preprocessing.sparse_blocks import LARGEST_COUNT
 
 MITO_PREFIXES = ("MT-", "mt-")
@@ -57,22 +63,22 @@ class SourceFile:
     where: str
     """Parameter that names it, for messages."""
     source: Source
-    rows: StoredRows
-    obs: pd.DataFrame
-    """Columns in use, a row per cell."""
-    var: pd.DataFrame
+    cells: CellSource
+    """With the columns in use; counts are as stored, checked by `filter_source`."""
 
     @functools.cached_property
     def ids(self) -> npt.NDArray[Any]:
         """Name of every cell."""
         column = self.source.cell_column
         if column is None:
-            return np.array([_text(name) for name in self.obs.index], dtype=object)
-        return as_text(self.obs[column])
+            return np.array(
+                [_text(name) for name in self.cells.obs.index], dtype=object
+            )
+        return as_text(self.cells.obs[column])
 
 
-class Found(NamedTuple):
-    """What one pass over a file has found."""
+class FilterResult(NamedTuple):
+    """What one pass over a file tells."""
 
     passed: Mask
     """Cells that met all filters, ``(n_cells,)``."""
@@ -129,7 +135,7 @@ def open_source(
         else:
             element, obs, var = opened
             rows = open_rows(element, client, cells_at_once)
-            file = SourceFile(where, source, rows, obs, var)
+            file = SourceFile(where, source, CellSource(obs, var, rows))
         _check_columns(file, needed)
         _check_ids(file)
         yield file
@@ -151,71 +157,51 @@ def _open_on_disk(
     columns: Sequence[str],
 ) -> tuple[Any, pd.DataFrame, pd.DataFrame] | None:
     """Open an AnnData without reading counts; None if it cannot be read by cells."""
-    group: Any
-    if path.suffix == ".zarr":
-        import zarr  # noqa: PLC0415  (needed for this format only)
-
-        group = zarr.open_group(str(path), mode="r")
-    else:
-        group = files.enter_context(h5py.File(path, "r"))
-    if isinstance(group["obs"], h5py.Dataset):
-        return None  # of AnnData before 0.7
-    places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")}
-    if "layers" in group:
-        for name in list(group["layers"].keys()):
-            places.setdefault(name, (f"layers/{name}", "var"))
-    there = {name: place for name, place in places.items() if place[0] in group}
-    names: list[str] = [name for name in ("X", "raw", "counts") if name in there]
+    read = read_zarr if path.suffix == ".zarr" else read_h5ad
+    raw = read(path, files, columns)
+    names: list[str] = [name for name in AUTO_LAYERS if name in raw.matrices]
     if source.layer != "auto":
-        if source.layer not in there:
+        if source.layer not in raw.matrices:
             msg = (
                 f'{where}.layer: no "{source.layer}" in {source.file}.'
-                f"{did_you_mean(source.layer, there)} It has: {', '.join(there)}."
+                f"{did_you_mean(source.layer, raw.matrices)} "
+                f"It has: {', '.join(raw.matrices)}."
             )
             raise ConfigError(msg)
         names = [source.layer]
-    by_cells = ("array", "csr_matrix")
     for name in names:
-        matrix, var = there[name]
-        element = group[matrix]
-        if element.attrs.get("encoding-type", "array") not in by_cells:
-            return None  # columns together, or empty: read as any other file
-        rows = open_rows(element, None, 0)
+        matrix = raw.matrices[name]
+        if matrix.element is None:
+            return None  # columns together: read as any other file
+        rows = open_rows(matrix.element, None, 0)
         wanted = np.zeros(rows.n_cells, bool)
         wanted[: min(CHECKED_CELLS, rows.n_cells)] = True
-        if all(_are_counts(block.data) for _, block in rows.map_blocks(_same, wanted)):
-            return element, _read_columns(group["obs"], columns), read_elem(group[var])
+        if all(
+            _are_counts(block.data) for _, block in rows.map_blocks(same_block, wanted)
+        ):
+            return matrix.element, raw.obs, matrix.var
     msg = (
         f"{where}: {source.file}: no counts in {', '.join(names) or 'X'}. Say where "
-        f"they are with layer (here: {', '.join(there) or 'none'})."
+        f"they are with layer (here: {', '.join(raw.matrices) or 'none'})."
     )
     raise DataError(msg)
-
-
-def _read_columns(group: Any, columns: Sequence[str]) -> pd.DataFrame:
-    """Read some columns of a stored table, and its index; columns not there are not."""
-    index = read_elem(group[group.attrs["_index"]])
-    there = [name for name in columns if name in group]
-    return pd.DataFrame(
-        {name: read_elem(group[name]) for name in there},
-        index=pd.Index(index, dtype=object),
-    )
 
 
 def _open_in_memory(source: Source, where: str, columns: tuple[str, ...]) -> SourceFile:
     with open_raw_file(source.file, columns) as raw:
         place = CountsPlace(source.file, source.layer, where, "gene")
-        found = choose_counts(place, raw, counts=True)
-    names = raw.obs.index if len(raw.obs) == len(found.obs) else found.obs.index
-    obs = found.obs.set_axis(pd.Index(names, dtype=object), axis=0)
-    return SourceFile(where, source, RowsInMemory(found.counts), obs, found.var)
+        cells = choose_counts(place, raw, counts=True)
+    names = raw.obs.index if len(raw.obs) == len(cells.obs) else cells.obs.index
+    obs = cells.obs.set_axis(pd.Index(names, dtype=object), axis=0)
+    rows = RowsInMemory(cells.rows.gather(), CELLS_AT_ONCE)
+    return SourceFile(where, source, cells._replace(obs=obs, rows=rows))
 
 
 def _check_columns(file: SourceFile, columns: Sequence[str]) -> None:
     for column in columns:
-        if column not in file.obs.columns:
+        if column not in file.cells.obs.columns:
             path = Path(file.source.file).expanduser()
-            known = _obs_names(path) if path.suffix == ".h5ad" else list(file.obs)
+            known = _obs_names(path) if path.suffix == ".h5ad" else list(file.cells.obs)
             msg = (
                 f'{file.where}: no obs column "{column}" in {file.source.file}.'
                 f"{did_you_mean(column, known)} Columns: {', '.join(known) or 'none'}."
@@ -250,7 +236,9 @@ def are_numbers(ids: npt.NDArray[Any]) -> bool:
     )
 
 
-def survey(file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int) -> Found:
+def filter_source(
+    file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int
+) -> FilterResult:
     """Find the cells that meet all filters, in one pass.
 
     Parameters
@@ -267,8 +255,8 @@ def survey(file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int) -> 
     ConfigError
         If a filter does not suit its column, or mitochondrial genes are not found.
     """
-    left = [("in the file", file.rows.n_cells)]
-    passed = np.ones(file.rows.n_cells, bool)
+    left = [("in the file", file.cells.rows.n_cells)]
+    passed = np.ones(file.cells.rows.n_cells, bool)
     for each in file.source.filters:
         passed &= filter_mask(file, each)
         left.append(
@@ -279,9 +267,11 @@ def survey(file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int) -> 
         raise ConfigError(msg)
     quality = file.source.qc
     mito = mito_mask(file)
-    given = None
+    mito_shares = None
     if quality.mito_column is not None:
-        given = pd.to_numeric(file.obs[quality.mito_column], errors="coerce").to_numpy()
+        mito_shares = pd.to_numeric(
+            file.cells.obs[quality.mito_column], errors="coerce"
+        ).to_numpy()
     look = functools.partial(_look_at_block, mito=mito, shared=column_of >= 0)
     steps = _quality_steps(quality)
     numbers = [0] * len(steps)
@@ -293,12 +283,12 @@ def survey(file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int) -> 
         in_shared,
         sums,
         bad,
-    ) in file.rows.map_blocks(look):
+    ) in file.cells.rows.map_blocks(look):
         if bad is not None:
             _refuse_value(file, rows.start, bad)
         checksum.update(sums.astype("<u8"))
-        if given is not None:
-            of_mito = given[rows] * totals
+        if mito_shares is not None:
+            of_mito = mito_shares[rows] * totals
         masks = _quality_masks(quality, totals, n_expressed, of_mito, in_shared)
         mine = passed[rows]
         for step, mask in enumerate(masks):
@@ -308,9 +298,9 @@ def survey(file: SourceFile, column_of: npt.NDArray[np.int64], n_genes: int) -> 
     if not passed.any():
         msg = f"{file.where}.qc: no cell is left: {_said(left)}."
         raise ConfigError(msg)
-    for name in itertools.chain(file.ids, map(_text, file.var.index)):
+    for name in itertools.chain(file.ids, map(_text, file.cells.var.index)):
         checksum.update(str(name).encode() + b"\0")
-    return Found(passed, left, checksum.hexdigest())
+    return FilterResult(passed, left, checksum.hexdigest())
 
 
 def _said(left: Sequence[tuple[str, int]]) -> str:
@@ -386,13 +376,9 @@ def row_checksums(
     mixed *= values.astype(np.uint64) * np.uint64(2) + np.uint64(1)
     mixed ^= mixed >> ROTATION
     mixed *= MULTIPLIER
-    found = np.zeros(n_cells, np.uint64)
-    np.add.at(found, row, mixed)
-    return found
-
-
-def _same(block: sp.csr_matrix) -> sp.csr_matrix:
-    return block
+    checksums = np.zeros(n_cells, np.uint64)
+    np.add.at(checksums, row, mixed)
+    return checksums
 
 
 def _are_counts(values: npt.NDArray[np.float32]) -> bool:
@@ -408,8 +394,8 @@ def _refuse_value(file: SourceFile, first: int, bad: tuple[int, int, float]) -> 
     row, gene, value = bad
     msg = (
         f"{file.where}: {file.source.file}: no count: {value:g} in cell "
-        f'"{file.ids[first + row]}", gene "{file.var.index[gene]}". Counts are whole '
-        "numbers from 0 on; layer says where they are."
+        f'"{file.ids[first + row]}", gene "{file.cells.var.index[gene]}". Counts are '
+        "whole numbers from 0 on; layer says where they are."
     )
     raise DataError(msg)
 
@@ -422,7 +408,7 @@ def filter_mask(file: SourceFile, each: Filter) -> Mask:
     ConfigError
         If a column of text is to be compared in size.
     """
-    column = file.obs[each.column]
+    column = file.cells.obs[each.column]
     texts = as_text(column)
     is_null = texts == ""
     if each.op == "is null":
@@ -468,27 +454,27 @@ def mito_mask(file: SourceFile) -> Mask | None:
     quality = file.source.qc
     if quality.max_mito_fraction is None or quality.mito_column is not None:
         return None
-    columns = _name_columns(file.var)
+    columns = _name_columns(file.cells.var)
     if quality.mito_genes:
         wanted = set(quality.mito_genes)
-        found = [np.isin(names, list(wanted)) for names in columns]
+        masks = [np.isin(names, list(wanted)) for names in columns]
     else:
         prefixes = (quality.mito_prefix,) if quality.mito_prefix else MITO_PREFIXES
-        found = [
+        masks = [
             np.array([name.startswith(prefixes) for name in names]) for names in columns
         ]
         if quality.mito_prefix is None:
-            found += [
+            masks += [
                 np.array([name.split(".")[0] in HUMAN_MITO_IDS for name in names])
                 for names in columns
             ]
-    best = max(found, key=lambda mask: int(mask.sum()))
+    best = max(masks, key=lambda mask: int(mask.sum()))
     if not best.any():
         msg = (
             f"{file.where}.qc: max_mito_fraction is {quality.max_mito_fraction:g}, but "
             f"{file.source.file} has no mitochondrial gene by its names "
-            f'("{file.var.index[0]}", ...). Name them in mito_genes or mito_prefix, '
-            "name a column of obs in mito_column, or leave the limit out."
+            f'("{file.cells.var.index[0]}", ...). Name them in mito_genes or '
+            "mito_prefix, name a column of obs in mito_column, or leave the limit out."
         )
         raise ConfigError(msg)
     return best

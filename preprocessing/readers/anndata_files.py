@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.io import read_elem
 
 from cellgan.data.manifest import ATAC, RNA
@@ -22,12 +24,14 @@ RECOVERY_TOLERANCE = 0.1
 logarithms to three digits, and its largest counts come out within 0.082."""
 
 
-def read_h5ad(path: Path, files: contextlib.ExitStack) -> RawFile:
-    """Open an .h5ad file."""
+def read_h5ad(
+    path: Path, files: contextlib.ExitStack, columns: Sequence[str] | None = None
+) -> RawFile:
+    """Open an .h5ad file; of obs read `columns` that are there, or all."""
     file = files.enter_context(h5py.File(path, "r"))
     if isinstance(file["obs"], h5py.Dataset):
         return _read_old_h5ad(path)
-    return _anndata_group(file)
+    return _anndata_group(file, columns)
 
 
 def _read_old_h5ad(path: Path) -> RawFile:
@@ -43,11 +47,13 @@ def _read_old_h5ad(path: Path) -> RawFile:
     return RawFile(adata.obs, matrices)
 
 
-def read_zarr(path: Path, _files: contextlib.ExitStack) -> RawFile:
-    """Open an AnnData in a .zarr folder."""
+def read_zarr(
+    path: Path, _files: contextlib.ExitStack, columns: Sequence[str] | None = None
+) -> RawFile:
+    """Open an AnnData in a .zarr folder; of obs read `columns` there, or all."""
     import zarr  # noqa: PLC0415  (needed for this format only)
 
-    return _anndata_group(zarr.open_group(str(path), mode="r"))
+    return _anndata_group(zarr.open_group(str(path), mode="r"), columns)
 
 
 def read_h5mu(path: Path, files: contextlib.ExitStack, modality: str) -> RawFile:
@@ -68,9 +74,9 @@ def read_h5mu(path: Path, files: contextlib.ExitStack, modality: str) -> RawFile
     return raw._replace(obs=raw.obs.join(shared[new]))
 
 
-def _anndata_group(group: Any) -> RawFile:
+def _anndata_group(group: Any, columns: Sequence[str] | None = None) -> RawFile:
     """Open an AnnData in an HDF5 or zarr group."""
-    obs, var = read_elem(group["obs"]), read_elem(group["var"])
+    obs, var = _read_obs(group["obs"], columns), read_elem(group["var"])
     matrices = {}
     if "X" in group:
         matrices["X"] = stored_matrix(group["X"], var)
@@ -79,7 +85,17 @@ def _anndata_group(group: Any) -> RawFile:
     if "layers" in group:
         for name in group["layers"].keys():  # noqa: SIM118  (zarr groups iterate otherwise)
             matrices.setdefault(name, stored_matrix(group["layers"][name], var))
-    return RawFile(obs, {name: found for name, found in matrices.items() if found})
+    return RawFile(obs, {name: stored for name, stored in matrices.items() if stored})
+
+
+def _read_obs(group: Any, columns: Sequence[str] | None) -> pd.DataFrame:
+    if columns is None:
+        return read_elem(group)
+    index = read_elem(group[group.attrs["_index"]])
+    return pd.DataFrame(
+        {name: read_elem(group[name]) for name in columns if name in group},
+        index=pd.Index(index, dtype=object),
+    )
 
 
 def read_builtin() -> RawFile:

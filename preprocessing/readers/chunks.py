@@ -1,8 +1,8 @@
-"""Cells in chunks: pairs of a matrix file and a table, read one pair at a time.
+"""Cells in chunks: matrices in files of their own, each with a table, read one by one.
 
 The form of the original cycle autoencoder: SciPy's ``.npz`` matrices, cells x genes,
-each with a table of its cells in the same order. Matrices are never in memory together;
-tables, which are small, are.
+each with a table of its cells in the same order. Tables, which are small, are in memory
+together.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from natsort import natsorted
 from cellgan.config.parameters import ChunkParameters, InputParameters
 from cellgan.errors import DataError
 from preprocessing.annotations import require_column
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.readers.restricted_pickle import read_pickled_table
+from preprocessing.readers.rows import Mask, StoredRows
 from preprocessing.sparse_blocks import UnsuitableValueError, assemble
 
 UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
 TABLES = (".pkl", ".pickle", ".parquet", ".csv", ".tsv")
+MATRIX = ".npz"
+SHOWN_SIZES = 5
 
 
-class ChunkPair(NamedTuple):
-    """One matrix, and the file of its cells' table."""
+class Chunk(NamedTuple):
+    """A matrix in a file of its own."""
 
-    matrix: Path
-    table: Path
+    path: Path
     n_cells: int
-    n_genes: int
+    n_features: int
 
     def read(self, *, counts: bool) -> sp.csr_matrix:
         """Read the matrix: canonical CSR, float32.
@@ -49,69 +52,74 @@ class ChunkPair(NamedTuple):
             If it is damaged, or a value is negative, not finite or no count.
         """
         try:
-            matrix = sp.csr_matrix(sp.load_npz(self.matrix), dtype=np.float32)
+            matrix = sp.csr_matrix(sp.load_npz(self.path), dtype=np.float32)
             return assemble(
                 iter([matrix]),
                 self.n_cells,
                 integers=counts,
-                description=f"read {self.matrix.name}",
+                description=f"read {self.path.name}",
                 unit="cells",
             )
         except UnsuitableValueError as error:
             needed = "non-negative integers" if counts else "finite and not negative"
             msg = (
-                f"{self.matrix}: holds {error.value:g} (cell {error.row}, gene "
+                f"{self.path}: holds {error.value:g} (cell {error.row}, gene "
                 f"{error.column}, counted from 0). Values must be {needed}"
                 + (", or set input_ds.counts to false." if counts else ".")
             )
             raise DataError(msg) from None
         except UNREADABLE as error:
-            raise _damaged(self.matrix, error) from error
+            raise _damaged(self.path, error) from error
 
 
-def find_chunks(
-    parameters: InputParameters, chunks: ChunkParameters
-) -> list[ChunkPair]:
-    """Pair matrices with tables, and check their shapes before a value is read.
+class ChunkedRows(StoredRows):
+    """Matrices of chunks one below the other; a chunk is a block.
 
-    Raises
-    ------
-    DataError
-        If there are none, a partner is missing, or rows or genes do not fit.
+    Parameters
+    ----------
+    counts
+        Whether all values must be integers.
+    is_binary
+        Whether a value says no more than that it is not zero.
     """
-    matrices, tables = (
-        natsorted(Path(of).expanduser().parent.glob(Path(of).name))
-        for of in (parameters.raw_input, chunks.metadata)
-    )
-    for found, key, pattern in (
-        (matrices, "raw_input", parameters.raw_input),
-        (tables, "chunks.metadata", chunks.metadata),
-    ):
-        if not found:
-            msg = f"input_ds.{key}: no file matches {pattern}. Check the pattern."
-            raise DataError(msg)
-    if len(matrices) != len(tables):
-        msg = (
-            f"input_ds.chunks: {len(matrices)} matrices ({parameters.raw_input}) but "
-            f"{len(tables)} tables ({chunks.metadata}); {_alone(matrices, tables)}. "
-            "Give every matrix its table."
-        )
-        raise DataError(msg)
-    pairs = []
-    for matrix, table in zip(matrices, tables, strict=True):
-        n_cells, n_genes = _shape(matrix)
-        pairs.append(ChunkPair(matrix, table, n_cells, n_genes))
-        if n_genes != pairs[0].n_genes:
-            msg = (
-                f"{matrix}: {n_genes} genes, but {pairs[0].matrix} has "
-                f"{pairs[0].n_genes}. All chunks must have the same genes."
+
+    def __init__(
+        self, chunks: Sequence[Chunk], *, counts: bool, is_binary: bool = False
+    ) -> None:
+        self.chunks = chunks
+        self._ends = np.cumsum([0, *(chunk.n_cells for chunk in chunks)]).tolist()
+        super().__init__(self._ends[-1], chunks[0].n_features)
+        self._counts = counts
+        self._is_binary = is_binary
+
+    def ranges(self, wanted: Mask | None = None) -> Iterator[slice]:
+        """Yield the chunks with wanted cells, whole."""
+        for rows in map(slice, self._ends, self._ends[1:]):
+            if wanted is None or wanted[rows].any():
+                yield rows
+
+    def read(self, rows: slice) -> sp.csr_matrix:
+        """Return rows, of one chunk or of several."""
+        blocks = []
+        for chunk, start in zip(self.chunks, self._ends, strict=False):
+            first, stop = (
+                max(rows.start - start, 0),
+                min(rows.stop - start, chunk.n_cells),
             )
-            raise DataError(msg)
-    return pairs
+            if first < stop:
+                block = chunk.read(counts=self._counts)
+                is_whole = stop - first == chunk.n_cells
+                blocks.append(block if is_whole else block[first:stop])
+        matrix = blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
+        if self._is_binary:
+            matrix.data[:] = 1
+        return matrix
 
 
-def read_tables(pairs: Sequence[ChunkPair], columns: dict[str, str]) -> pd.DataFrame:
-    """Read the tables of all chunks, one under the other.
+def read_chunks(
+    parameters: InputParameters, chunks: ChunkParameters, columns: dict[str, str]
+) -> CellSource:
+    """Read the tables of chunks, and leave their matrices to be read when needed.
 
     Parameters
     ----------
@@ -121,20 +129,120 @@ def read_tables(pairs: Sequence[ChunkPair], columns: dict[str, str]) -> pd.DataF
     Raises
     ------
     DataError
+        If there are none, a partner is missing, or something does not fit.
+    """
+    matrices, tables = find_chunks(parameters, chunks)
+    genes = read_genes(chunks, matrices[0].n_features)
+    rows = ChunkedRows(matrices, counts=parameters.counts)
+    return CellSource(
+        read_tables(matrices, tables, columns),
+        pd.DataFrame(index=pd.Index(genes, dtype=object)),
+        rows,
+        f"{len(matrices)} chunks",
+    )
+
+
+def read_peak_chunks(
+    pattern: str, rna: CellSource, *, counts: bool, is_binary: bool
+) -> CellSource:
+    """Open chunks of peaks of the same cells: row by row those of the RNA's chunks.
+
+    Raises
+    ------
+    DataError
+        If there are none, or they have other numbers of cells.
+    """
+    key = "atac.raw_input"
+    chunks = [Chunk(path, *_shape(path)) for path in _matching(pattern, key)]
+    _check_features(chunks, "peaks")
+    of_rna = rna.rows.chunks if isinstance(rna.rows, ChunkedRows) else ()
+    sizes, expected = ([chunk.n_cells for chunk in each] for each in (chunks, of_rna))
+    if sizes != expected:
+        msg = (
+            f"input_ds.{key}: the chunks of {pattern} have {_listed(sizes)} cells, "
+            f"those of the RNA {_listed(expected)}. Each cell needs a row in both, in "
+            "the same order."
+        )
+        raise DataError(msg)
+    names = [f"peak_{number}" for number in range(chunks[0].n_features)]
+    return CellSource(
+        pd.DataFrame(index=rna.obs.index),
+        pd.DataFrame(index=pd.Index(names, dtype=object)),
+        ChunkedRows(chunks, counts=counts, is_binary=is_binary),
+        f"{len(chunks)} chunks",
+    )
+
+
+def find_chunks(
+    parameters: InputParameters, chunks: ChunkParameters
+) -> tuple[list[Chunk], list[Path]]:
+    """Pair matrices with tables, and check their shapes before a value is read.
+
+    Raises
+    ------
+    DataError
+        If there are none, a partner is missing, or genes do not fit.
+    """
+    matrices = _matching(parameters.raw_input, "raw_input")
+    tables = _matching(chunks.metadata, "chunks.metadata")
+    if len(matrices) != len(tables):
+        msg = (
+            f"input_ds.chunks: {len(matrices)} matrices ({parameters.raw_input}) but "
+            f"{len(tables)} tables ({chunks.metadata}); {_alone(matrices, tables)}. "
+            "Give every matrix its table."
+        )
+        raise DataError(msg)
+    opened = [Chunk(path, *_shape(path)) for path in matrices]
+    _check_features(opened, "genes")
+    return opened, tables
+
+
+def _matching(pattern: str, key: str) -> list[Path]:
+    paths = natsorted(Path(pattern).expanduser().parent.glob(Path(pattern).name))
+    if not paths:
+        msg = f"input_ds.{key}: no file matches {pattern}. Check the pattern."
+        raise DataError(msg)
+    return paths
+
+
+def _check_features(chunks: Sequence[Chunk], what: str) -> None:
+    first = chunks[0]
+    for chunk in chunks:
+        if chunk.n_features != first.n_features:
+            msg = (
+                f"{chunk.path}: {chunk.n_features} {what}, but {first.path} has "
+                f"{first.n_features}. All chunks must have the same {what}."
+            )
+            raise DataError(msg)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:SHOWN_SIZES]))
+    return f"{shown}, ..." if len(numbers) > SHOWN_SIZES else shown
+
+
+def read_tables(
+    chunks: Sequence[Chunk], tables: Sequence[Path], columns: dict[str, str]
+) -> pd.DataFrame:
+    """Read the tables of all chunks, one under the other.
+
+    Raises
+    ------
+    DataError
         If a table has another number of rows than its matrix, or lacks a column.
     """
     frames = []
-    for pair in pairs:
-        table = read_table(pair.table)
-        if len(table) != pair.n_cells:
+    for chunk, path in zip(chunks, tables, strict=True):
+        table = read_table(path)
+        if len(table) != chunk.n_cells:
             msg = (
-                f"{pair.table}: {len(table)} rows, but {pair.matrix} has "
-                f"{pair.n_cells} cells. Each cell needs its row, in the same order."
+                f"{path}: {len(table)} rows, but {chunk.path} has "
+                f"{chunk.n_cells} cells. Each cell needs its row, in the same order."
             )
             raise DataError(msg)
         for column, where in columns.items():
-            require_column(table, column, f"{pair.table}: {where}")
-        names = [f"{pair.matrix.stem}-{row}" for row in range(len(table))]
+            require_column(table, column, f"{path}: {where}")
+        names = [f"{chunk.path.stem}-{row}" for row in range(len(table))]
         frames.append(table.set_axis(pd.Index(names, dtype=object), axis=0))
     return pd.concat(frames, axis=0)
 
@@ -184,14 +292,6 @@ def read_genes(chunks: ChunkParameters, n_genes: int) -> list[str]:
         )
         raise DataError(msg)
     return names
-
-
-def rows_of(pairs: Sequence[ChunkPair]) -> Iterator[tuple[ChunkPair, slice]]:
-    """Yield each chunk with the place of its cells among all."""
-    first = 0
-    for pair in pairs:
-        yield pair, slice(first, first + pair.n_cells)
-        first += pair.n_cells
 
 
 def _shape(path: Path) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def read_matrix(
     DataError
         If the file is damaged.
     """
-    var, blocks, by_gene = raw.matrices[name]
+    var, blocks, by_gene, _ = raw.matrices[name]
     n_cells, n_genes = len(raw.obs), len(var)
     with _reading(raw_input):
         try:

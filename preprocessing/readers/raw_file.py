@@ -33,6 +33,8 @@ class Matrix(NamedTuple):
     blocks: Callable[[], Blocks]
     """Reads it: blocks of consecutive cells, or of consecutive genes (`by_gene`)."""
     by_gene: bool = False
+    element: Any = None
+    """What AnnData stores, if any of its rows can be read; else None."""
 
 
 class RawFile(NamedTuple):
@@ -54,7 +56,7 @@ def stored_matrix(element: Any, var: pd.DataFrame) -> Matrix | None:
         by_gene = encoding == "csc_matrix"
         major, minor = reversed(shape) if by_gene else shape
         blocks = functools.partial(compressed_blocks, element, major, minor)
-        return Matrix(var, blocks, by_gene)
+        return Matrix(var, blocks, by_gene, None if by_gene else element)
     n_cells, n_genes = element.shape
     stored_together = element.chunks[0] if element.chunks else 1
 
@@ -62,7 +64,7 @@ def stored_matrix(element: Any, var: pd.DataFrame) -> Matrix | None:
         return element[start:stop]
 
     blocks = functools.partial(dense_blocks, rows, n_cells, n_genes, stored_together)
-    return Matrix(var, blocks)
+    return Matrix(var, blocks, element=element)
 
 
 def matrix_in_memory(matrix: Any, var: pd.DataFrame) -> Matrix:

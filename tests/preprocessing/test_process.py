@@ -26,14 +26,15 @@ from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.experiment import Experiment
 from preprocessing import experiment_folder
 from preprocessing.annotations import with_unique_names
-from preprocessing.process_raw import filter_counts
-from preprocessing.raw_counts import RawCells
+from preprocessing.pipeline import filter_counts
+from preprocessing.readers.cell_source import CellSource
+from preprocessing.readers.rows import RowsInMemory
 from tests.preprocessing import raw_files
 
 N_CELLS = 120
 FRESH_PROCESS = """
 import sys, pathlib, preprocessing
-from cellgan.config.parameters import parse_experiment
+from cellgan.config.reading import parse_experiment
 from cellgan.experiment import Experiment
 block = {"input_ds": {"raw_input": "absent.h5ad"}}
 try:
@@ -336,7 +337,7 @@ def test_processing_twice_gives_the_same_files(make_experiment, tmp_path):
 # filters
 
 
-def toy_cells() -> RawCells:
+def toy_cells() -> CellSource:
     """Gene g3 is in two cells only, one of which has too few genes."""
     counts = np.zeros((14, 4), dtype=np.float32)
     counts[:12, 0] = 1
@@ -346,7 +347,7 @@ def toy_cells() -> RawCells:
     counts[13, 2] = 0
     obs = pd.DataFrame(index=[f"c{i}" for i in range(14)])
     var = pd.DataFrame(index=["g0", "g1", "g2", "g3"])
-    return RawCells(sp.csr_matrix(counts), obs, var, "X")
+    return CellSource(obs, var, RowsInMemory(sp.csr_matrix(counts)))
 
 
 def filtering(min_genes: int, min_cells: int) -> object:
@@ -359,8 +360,8 @@ def filtering(min_genes: int, min_cells: int) -> object:
 
 def test_cells_are_filtered_before_genes():
     kept = filter_counts(toy_cells(), None, filtering(2, 2)).rna
-    assert list(kept.var_names) == ["g0", "g1"]  # g3 is in one of the kept cells
-    assert kept.n_obs == 12
+    assert list(kept.var.index) == ["g0", "g1"]  # g3 is in one of the kept cells
+    assert len(kept.obs) == 12
     assert kept.obs.loc["c0", "n_genes"] == 3  # before genes are filtered
     assert kept.obs.loc["c0", "n_counts"] == 3
     assert kept.var["n_cells"].tolist() == [12, 12]
@@ -368,16 +369,16 @@ def test_cells_are_filtered_before_genes():
 
 def test_empty_cells_and_genes_go_even_without_thresholds():
     kept = filter_counts(toy_cells(), None, filtering(0, 0)).rna
-    assert list(kept.var_names) == ["g0", "g1", "g3"]
-    assert "c13" not in kept.obs_names
-    assert kept.n_obs == 13
+    assert list(kept.var.index) == ["g0", "g1", "g3"]
+    assert "c13" not in kept.obs.index
+    assert len(kept.obs) == 13
 
 
 def test_cells_that_gene_filtering_empties_go():
     kept = filter_counts(toy_cells(), None, filtering(1, 3)).rna
-    assert list(kept.var_names) == ["g0", "g1"]
-    assert "c12" not in kept.obs_names
-    assert (np.diff(kept.X.indptr) > 0).all()
+    assert list(kept.var.index) == ["g0", "g1"]
+    assert "c12" not in kept.obs.index
+    assert (np.diff(kept.rows.gather().indptr) > 0).all()
 
 
 def test_thresholds_keep_what_equals_them():

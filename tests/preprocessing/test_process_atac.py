@@ -24,8 +24,10 @@ from cellgan.data.records import read_shard
 from cellgan.errors import CellganError, DataError
 from cellgan.evaluation.comparison.cell_files import open_cells
 from cellgan.experiment import Experiment
-from preprocessing.process_raw import filter_counts
-from preprocessing.raw_counts import RawCells, cell_order, read_atac
+from preprocessing.pipeline import filter_counts
+from preprocessing.raw_counts import cell_order, read_atac
+from preprocessing.readers.cell_source import CellSource
+from preprocessing.readers.rows import RowsInMemory
 from preprocessing.survey import survey
 from tests.preprocessing import raw_files
 
@@ -157,18 +159,17 @@ def test_numbers_of_cells_are_those_of_the_cells_that_stay():
     peaks[1:3, 2] = 1
     obs = pd.DataFrame(index=[f"c{i}" for i in range(14)])
     rna, atac = (
-        RawCells(
-            sp.csr_matrix(counts),
+        CellSource(
             obs,
             pd.DataFrame(index=[f"{name}{i}" for i in range(counts.shape[1])]),
-            "X",
+            RowsInMemory(sp.csr_matrix(counts)),
         )
         for name, counts in (("g", genes), ("p", peaks))
     )
     kept = filter_counts(rna, atac, parameters(min_cells=2, min_peaks_cells=2))
-    assert kept.rna.obs_names[0] == "c1"
-    assert kept.rna.n_obs == kept.atac.n_obs == 13
-    assert list(kept.rna.var_names) == ["g0", "g1"]  # g2 is in one cell kept
+    assert kept.rna.obs.index[0] == "c1"
+    assert len(kept.rna.obs) == len(kept.atac.obs) == 13
+    assert list(kept.rna.var.index) == ["g0", "g1"]  # g2 is in one cell kept
     assert kept.atac.var["n_cells"].to_dict() == {"p0": 13, "p1": 13, "p2": 2}
     assert kept.atac.obs.loc["c1"].to_dict() == {"n_peaks": 3, "n_counts": 7}
 
@@ -358,9 +359,10 @@ def test_absent_atac_file_is_named_with_its_key(make_experiment, tmp_path):
 
 
 def test_atac_is_read_in_the_order_of_the_rna(make_experiment, rna, atac):
-    found = read_atac(make_experiment(in_one=False).parameters.input_ds, rna.obs_names)
-    assert list(found.obs.index) == list(rna.obs_names)
-    np.testing.assert_array_equal(found.counts.toarray(), atac.X.toarray())
+    parameters = make_experiment(in_one=False).parameters.input_ds
+    cells = read_atac(parameters, CellSource.of_anndata(rna))
+    assert list(cells.obs.index) == list(rna.obs_names)
+    np.testing.assert_array_equal(cells.rows.gather().toarray(), atac.X.toarray())
 
 
 @pytest.mark.realdata

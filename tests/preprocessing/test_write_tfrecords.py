@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.data.records import RECORD_FILES, concatenate, read_shard
 from cellgan.errors import DataError
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 from tests.records_folder import annotated_cells, make_records
 
@@ -59,7 +60,7 @@ def test_covariates_besides_the_label_are_in_the_records(tmp_path: Path) -> None
     )
 
     shards = write_tfrecords(
-        cells,
+        CellSource.of_anndata(cells),
         tmp_path,
         label="cluster",
         covariates=["donor"],
@@ -107,7 +108,7 @@ def test_normalized_records_are_those_of_the_reference(
     )
 
     files = write_tfrecords(
-        cells,
+        CellSource.of_anndata(cells),
         tmp_path,
         label="cluster",
         record_values="normalized",
@@ -168,7 +169,9 @@ def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         DataError, match=r"train-7.tfrecords: cannot be written: Is a d"
     ):
         write_tfrecords(
-            annotated_cells(n_cells=40, n_genes=20, n_valid=5, n_test=5),
+            CellSource.of_anndata(
+                annotated_cells(n_cells=40, n_genes=20, n_valid=5, n_test=5)
+            ),
             tmp_path,
             label="cluster",
             record_values="counts",

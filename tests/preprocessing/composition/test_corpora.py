@@ -30,9 +30,9 @@ from preprocessing.composition.corpora import process_composition, summary
 from preprocessing.composition.sources import (
     HUMAN_MITO_IDS,
     filter_mask,
+    filter_source,
     mito_mask,
     open_source,
-    survey,
 )
 from tests.composition_studies import (
     composition,
@@ -233,7 +233,7 @@ def test_variable_genes_are_those_of_the_dense_computation(tmp_path: Path) -> No
     with open_source(Source(file=str(path)), "sources.blood", ()) as file:
         names = study_genes.gene_names(file)
         genes = np.array(sorted(names.names), dtype=object)
-        chosen = study_genes.variable_genes(
+        chosen = study_genes.dispersed_genes(
             VariableGenes(source="blood", n=20),
             file,
             np.ones(200, bool),
@@ -340,7 +340,7 @@ def test_genes_of_one_id_are_treated_as_stated(
     with open_source(source, "sources.a", ()) as file:
         names = study_genes.gene_names(file)
         column_of = names.columns_in(np.array(["E1", "E2"], dtype=object))
-        blocks = file.rows.map_blocks(
+        blocks = file.cells.rows.map_blocks(
             lambda block: study_genes.to_columns(block, column_of, 2).toarray()
         )
         found = np.concatenate([values for _, values in blocks])
@@ -461,10 +461,10 @@ def test_quality_keeps_cells_within_its_limits(
     path = quality_source(tmp_path, ["a", "b", "MT-CO1"])
     source = Source(file=str(path), qc=Quality(**quality))
     with open_source(source, "sources.a", ()) as file:
-        found = survey(file, np.array([0, 1, 2]), 3)
+        result = filter_source(file, np.array([0, 1, 2]), 3)
 
-    assert found.passed.astype(int).tolist() == expected
-    assert found.left[-1][1] == sum(expected)
+    assert result.passed.astype(int).tolist() == expected
+    assert result.left[-1][1] == sum(expected)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,11 +19,11 @@ import scipy.sparse as sp
 
 import preprocessing
 from cellgan.config.reading import parse_experiment
-from cellgan.data.records import read_shard, split_files
-from cellgan.errors import ConfigError, DataError
+from cellgan.errors import DataError
 from cellgan.experiment import Experiment
 from preprocessing.readers.chunks import read_table
 from preprocessing.readers.restricted_pickle import read_pickled_table
+from preprocessing.survey import survey
 from tests.synthetic import make_cells
 
 N_CELLS, N_GENES, N_CHUNKS = 90, 20, 3
@@ -75,47 +77,144 @@ def experiment_of(folder: Path, suffix: str = ".pkl", **keys) -> Experiment:
     return Experiment(folder / "experiment", parameters)
 
 
-def records_of(experiment: Experiment) -> dict[str, tuple]:
-    """Return every cell of the records by the place it had among all."""
-    manifest = experiment.manifest()
-    found = {}
-    for split in ("train", "valid", "test"):
-        for file in split_files(experiment.records_folder, manifest, split):
-            shard = read_shard(file, manifest)
-            for row, name in enumerate(shard.barcodes):
-                found[name] = (
-                    split,
-                    shard.values[row].toarray().tolist(),
-                    {key: int(of[row]) for key, of in shard.codes.items()},
-                )
-    return found
+def in_one_file(chunks: Experiment, **columns) -> Experiment:
+    """Return the experiment of the same cells in one file, its folder not made."""
+    folder = chunks.folder.parent
+    table = make_table().drop(columns="nothing")
+    table.index = [f"counts_{8 + row // 30}-{row % 30}" for row in range(N_CELLS)]
+    whole = anndata.AnnData(make_cells(N_CELLS, N_GENES).counts, obs=table)
+    whole.var_names = [f"gene_{gene}" for gene in range(N_GENES)]
+    whole.write_h5ad(folder / "whole.h5ad")
+    inputs = dataclasses.replace(
+        chunks.parameters.input_ds,
+        raw_input=str(folder / "whole.h5ad"),
+        chunks=None,
+        **columns,
+    )
+    parameters = dataclasses.replace(chunks.parameters, input_ds=inputs)
+    return Experiment(folder / "one", parameters)
+
+
+def assert_same(chunks: Experiment, one: Experiment) -> None:
+    """Compare all that models are trained from; records are only packed otherwise."""
+    mine, others = (
+        {
+            file.name: gzip.decompress(file.read_bytes())
+            for file in e.records_folder.iterdir()
+        }
+        for e in (chunks, one)
+    )
+    assert len(mine) == 12
+    assert mine == others
+    assert chunks.manifest_file.read_bytes() == one.manifest_file.read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".csv", ".parquet"])
 def test_chunks_give_the_records_of_one_file(tmp_path, suffix):
     chunks = experiment_of(write_chunks(tmp_path / "chunks", suffix), suffix)
+    one = in_one_file(chunks)
     preprocessing.process(chunks)
-    table = make_table().set_axis(np.arange(N_CELLS).astype(str))
-    whole = anndata.AnnData(make_cells(N_CELLS, N_GENES).counts, obs=table)
-    whole.obs_names = [f"counts_{8 + row // 30}-{row % 30}" for row in range(N_CELLS)]
-    whole.var_names = [f"gene_{gene}" for gene in range(N_GENES)]
-    whole.obs = whole.obs.drop(columns="nothing")
-    whole.write_h5ad(tmp_path / "whole.h5ad")
-    inputs = dataclasses.replace(
-        chunks.parameters.input_ds, raw_input=str(tmp_path / "whole.h5ad"), chunks=None
-    )
-    one = Experiment(
-        tmp_path / "one", dataclasses.replace(chunks.parameters, input_ds=inputs)
-    )
     preprocessing.process(one)
+    assert_same(chunks, one)
+    mine, expected = (anndata.read_h5ad(e.processed_file) for e in (chunks, one))
+    np.testing.assert_array_equal(mine.X.toarray(), expected.X.toarray())
+    assert mine.var_names.tolist() == expected.var_names.tolist()
+    assert mine.obs["split"].tolist() == expected.obs["split"].tolist()
 
-    assert records_of(chunks) == records_of(one)
-    mine, other = chunks.manifest().as_json(), one.manifest().as_json()
-    assert mine == other
-    found, expected = (anndata.read_h5ad(e.processed_file) for e in (chunks, one))
-    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
-    assert found.var_names.tolist() == expected.var_names.tolist()
-    assert found.obs["split"].tolist() == expected.obs["split"].tolist()
+
+@pytest.mark.parametrize("method", ["louvain", "leiden"])
+def test_chunks_are_clustered_as_one_file(tmp_path, method):
+    clustering = {"res": 0.6, "method": method}
+    filtering = {"min_cells": 25, "min_genes": 9}  # cells and genes go
+    chunks = experiment_of(
+        write_chunks(tmp_path / "chunks"), clustering=clustering, filtering=filtering
+    )
+    one = in_one_file(chunks)
+    preprocessing.process(chunks)
+    preprocessing.process(one)
+    assert_same(chunks, one)
+    cells = anndata.read_h5ad(chunks.processed_file)
+    assert cells.n_obs < N_CELLS
+    assert cells.n_vars < N_GENES
+    assert cells.obs["cluster"].nunique() > 1
+    expected = anndata.read_h5ad(one.processed_file)
+    assert cells.obs["cluster"].tolist() == expected.obs["cluster"].tolist()
+
+
+@pytest.mark.parametrize("missing", ["drop", "unknown"])
+def test_a_survey_of_chunks_tells_what_processing_writes(tmp_path, missing):
+    folder = write_chunks(tmp_path / "chunks")
+    null_value(folder)
+    experiment = experiment_of(folder, missing=missing)
+    before = survey(experiment)
+    assert not experiment.folder.exists()
+    preprocessing.process(experiment)
+    written = dataclasses.replace(experiment.manifest(), shards={})
+    assert before.manifest == written
+    cells = anndata.read_h5ad(experiment.processed_file)
+    assert cells.n_obs == {"drop": N_CELLS - 1, "unknown": N_CELLS}[missing]
+    assert before.n_values == cells.X.nnz
+
+
+def make_peaks() -> sp.csr_matrix:
+    """Counts of peaks, one of them closed, and one cell without any."""
+    counts = np.random.default_rng(3).poisson(0.6, (N_CELLS, 12)).astype(np.float32)
+    counts[:, 0] += 1
+    counts[:, 4] = 0
+    counts[33] = 0
+    return sp.csr_matrix(counts)
+
+
+def write_peaks(folder: Path, *, in_chunks: bool) -> str:
+    """Write the peaks in chunks, or in a file that has the cells in another order."""
+    peaks = make_peaks()
+    if in_chunks:
+        for chunk in range(N_CHUNKS):
+            rows = slice(chunk * 30, (chunk + 1) * 30)
+            sp.save_npz(folder / f"peaks_{chunk + 8}.npz", peaks[rows])
+        return str(folder / "peaks_*.npz")
+    cells = anndata.AnnData(peaks)
+    cells.obs_names = [f"counts_{8 + row // 30}-{row % 30}" for row in range(N_CELLS)]
+    cells.var_names = [f"peak_{peak}" for peak in range(12)]
+    cells[::-1].copy().write_h5ad(folder / "peaks.h5ad")
+    return str(folder / "peaks.h5ad")
+
+
+@pytest.mark.parametrize("values", ["counts", "binary"])
+@pytest.mark.parametrize("in_chunks", [True, False], ids=["chunks", "h5ad"])
+def test_atac_beside_chunks_gives_the_records_of_one_file(tmp_path, in_chunks, values):
+    folder = write_chunks(tmp_path / "chunks")
+    peaks = write_peaks(folder, in_chunks=in_chunks)
+    chunks = experiment_of(folder, atac={"raw_input": peaks, "values": values})
+    whole = write_peaks(folder, in_chunks=False)
+    atac = dataclasses.replace(chunks.parameters.input_ds.atac, raw_input=whole)
+    one = in_one_file(chunks, atac=atac)
+    before = survey(chunks)
+    summary = preprocessing.process(chunks)
+    preprocessing.process(one)
+    assert_same(chunks, one)
+    with mudata.set_options(pull_on_update=False):
+        mine, expected = (mudata.read_h5mu(e.processed_file) for e in (chunks, one))
+    assert mine["atac"].shape == (N_CELLS - 1, 11)
+    assert summary.atac == (12, 11, mine["atac"].X.nnz)
+    for modality in ("rna", "atac"):
+        counts = mine[modality].X.toarray()
+        np.testing.assert_array_equal(counts, expected[modality].X.toarray())
+        totals = mine[modality].obs["n_counts"]
+        np.testing.assert_array_equal(totals, counts.sum(axis=1))
+    n_values = mine["rna"].X.nnz + mine["atac"].X.nnz
+    assert before.n_values == survey(chunks).n_values == n_values
+    assert before.manifest == dataclasses.replace(chunks.manifest(), shards={})
+
+
+def test_chunks_of_peaks_need_the_cells_of_the_rna(tmp_path):
+    folder = write_chunks(tmp_path / "chunks")
+    peaks = write_peaks(folder, in_chunks=True)
+    sp.save_npz(folder / "peaks_9.npz", make_peaks()[:29])
+    experiment = experiment_of(folder, atac={"raw_input": peaks})
+    expected = r"peaks_\*\.npz have 30, 29, 30 cells, those of the RNA 30, 30, 30"
+    with pytest.raises(DataError, match=expected):
+        preprocessing.process(experiment)
 
 
 def test_fields_and_vocabulary_are_written(tmp_path):
@@ -319,13 +418,6 @@ def test_gene_names_come_from_their_file(tmp_path):
         preprocessing.process(
             dataclasses.replace(experiment, folder=tmp_path / "another")
         )
-
-
-def test_chunks_are_not_clustered(tmp_path):
-    folder = write_chunks(tmp_path / "chunks")
-    experiment = experiment_of(folder, clustering={"res": 0.2})
-    with pytest.raises(ConfigError, match="cells in chunks are not clustered"):
-        preprocessing.process(experiment)
 
 
 def test_other_tables_are_refused(tmp_path):

@@ -18,8 +18,9 @@ import scipy.sparse as sp
 from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError
 from preprocessing import sparse_blocks
-from preprocessing.raw_counts import RawCells, read_counts
+from preprocessing.raw_counts import read_cells
 from preprocessing.readers import anndata_files as read_anndata
+from preprocessing.readers.cell_source import CellSource
 from tests.preprocessing import raw_files
 
 FORMATS = [
@@ -62,29 +63,29 @@ def adata() -> ad.AnnData:
     return raw_files.make_adata()
 
 
-def read(path: object, **parameters: object) -> RawCells:
+def read(path: object, **parameters: object) -> CellSource:
     block = {"raw_input": str(path), **parameters}
-    return read_counts(parse_experiment({"input_ds": block}, "test").input_ds)
+    return read_cells(parse_experiment({"input_ds": block}, "test").input_ds)
 
 
-def assert_equal(cells: RawCells, adata: ad.AnnData) -> None:
-    assert cells.counts.dtype == np.float32
-    assert cells.counts.indices.dtype == np.int32
-    assert cells.counts.has_canonical_format
-    np.testing.assert_array_equal(cells.counts.toarray(), adata.X.toarray())
+def assert_equal(cells: CellSource, adata: ad.AnnData) -> None:
+    assert cells.rows.gather().dtype == np.float32
+    assert cells.rows.gather().indices.dtype == np.int32
+    assert cells.rows.gather().has_canonical_format
+    np.testing.assert_array_equal(cells.rows.gather().toarray(), adata.X.toarray())
     assert list(cells.obs.index) == list(adata.obs_names)
     assert list(cells.var.index) == list(adata.var_names)
 
 
 @pytest.mark.parametrize(("write", "source"), FORMATS)
-def test_read_counts_returns_what_was_written(write, source, adata, tmp_path):
+def test_read_cells_returns_what_was_written(write, source, adata, tmp_path):
     cells = read(write(adata, tmp_path))
     assert_equal(cells, adata)
-    assert cells.source == source
+    assert cells.place == source
 
 
 @pytest.mark.parametrize(("write", "source"), FORMATS)
-def test_read_counts_is_the_same_when_blocks_are_tiny(
+def test_read_cells_is_the_same_when_blocks_are_tiny(
     write, source, adata, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sparse_blocks, "BLOCK_VALUES", 50)
@@ -95,7 +96,7 @@ def test_read_counts_is_the_same_when_blocks_are_tiny(
     monkeypatch.setattr(sparse_blocks.row_ranges, "__defaults__", (50,))
     cells = read(write(adata, tmp_path))
     assert_equal(cells, adata)
-    assert cells.source == source
+    assert cells.place == source
 
 
 def write_dense(path, n_cells, **options):
@@ -127,8 +128,8 @@ def test_dense_counts_are_not_in_memory_twice_while_they_are_read(
 MEASURE_READING = """
 import re, sys
 from pathlib import Path
-from cellgan.config.parameters import parse_experiment
-from preprocessing.raw_counts import read_counts
+from cellgan.config.reading import parse_experiment
+from preprocessing.raw_counts import read_cells
 
 def memory(field):
     status = Path("/proc/self/status").read_text()
@@ -136,7 +137,7 @@ def memory(field):
 
 block = {"input_ds": {"raw_input": sys.argv[1]}}
 before = memory("VmRSS")
-read_counts(parse_experiment(block, "test").input_ds)
+read_cells(parse_experiment(block, "test").input_ds)
 print(memory("VmHWM") - before)
 """
 
@@ -151,14 +152,14 @@ def test_reading_dense_counts_takes_at_most_three_times_their_size(tmp_path):
 
 
 @pytest.mark.parametrize("write", WITH_LABEL)
-def test_read_counts_keeps_the_label_column(write, adata, tmp_path):
+def test_read_cells_keeps_the_label_column(write, adata, tmp_path):
     cells = read(write(adata, tmp_path), clustering={"key": "cell_type", "res": None})
     assert_equal(cells, adata)
     assert list(cells.obs["cell_type"]) == list(adata.obs["cell_type"])
 
 
 @pytest.mark.parametrize("write", WITH_GENE_IDS)
-def test_read_counts_keeps_gene_ids(write, adata, tmp_path):
+def test_read_cells_keeps_gene_ids(write, adata, tmp_path):
     cells = read(write(adata, tmp_path))
     assert list(cells.var["gene_ids"]) == list(adata.var["gene_ids"])
 
@@ -220,8 +221,8 @@ def test_stored_zeros_are_dropped_and_duplicates_summed(adata, tmp_path):
     expected[0, indices[0]] += values[1]
     expected[0, indices[1:3]] = 0
     cells = read(path)
-    np.testing.assert_array_equal(cells.counts.toarray(), expected)
-    assert cells.counts.nnz == np.count_nonzero(expected)
+    np.testing.assert_array_equal(cells.rows.gather().toarray(), expected)
+    assert cells.rows.gather().nnz == np.count_nonzero(expected)
 
 
 def test_duplicate_names_get_suffixes_and_keep_the_original(adata, tmp_path):
@@ -239,9 +240,9 @@ def test_duplicate_names_get_suffixes_and_keep_the_original(adata, tmp_path):
 
 def test_builtin_recovers_integer_counts_of_the_embedded_data():
     cells = read("builtin:pbmc68k_reduced")
-    assert cells.counts.shape == (700, 765)
-    assert (cells.counts.data == np.rint(cells.counts.data)).all()
-    assert cells.counts.data.min() == 1
+    assert cells.rows.gather().shape == (700, 765)
+    assert (cells.rows.gather().data == np.rint(cells.rows.gather().data)).all()
+    assert cells.rows.gather().data.min() == 1
     assert cells.obs["bulk_labels"].nunique() == 10
     # Cells with few reads are rounded less: there the recovery is exact.
     with warnings.catch_warnings():
@@ -250,7 +251,7 @@ def test_builtin_recovers_integer_counts_of_the_embedded_data():
 
         original = scanpy.datasets.pbmc68k_reduced()
     factor = 10_000 / original.obs["n_counts"].to_numpy()[:, None]
-    logged = np.log1p(cells.counts.toarray() * factor)
+    logged = np.log1p(cells.rows.gather().toarray() * factor)
     np.testing.assert_allclose(logged, original.raw.X.toarray(), atol=2e-3)
 
 
@@ -265,8 +266,8 @@ def test_builtin_is_refused_when_counts_are_no_integers(monkeypatch):
 def test_named_layer_is_read_rather_than_x(adata, tmp_path):
     adata.layers["spliced"] = adata.X * 2
     cells = read(raw_files.h5ad_csr(adata, tmp_path), layer="spliced")
-    np.testing.assert_array_equal(cells.counts.toarray(), 2 * adata.X.toarray())
-    assert cells.source == 'layer "spliced"'
+    np.testing.assert_array_equal(cells.rows.gather().toarray(), 2 * adata.X.toarray())
+    assert cells.place == 'layer "spliced"'
 
 
 def test_unknown_layer_is_refused_with_the_nearest(adata, tmp_path):
@@ -310,7 +311,7 @@ def test_no_counts_anywhere_lists_what_is_wrong_with_each_place(adata, tmp_path)
 def test_values_that_are_no_integers_pass_when_counts_is_false(adata, tmp_path):
     adata.X = adata.X * np.float32(0.5)
     cells = read(raw_files.h5ad_csr(adata, tmp_path), counts=False)
-    np.testing.assert_array_equal(cells.counts.toarray(), adata.X.toarray())
+    np.testing.assert_array_equal(cells.rows.gather().toarray(), adata.X.toarray())
 
 
 @pytest.mark.parametrize("factor", [-1, np.inf])

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from cellgan.config.composition import DaskReader
 from cellgan.errors import ConfigError
-from preprocessing.composition.blocks import (
+from preprocessing.readers.rows import (
     CELLS_AT_ONCE,
     RowsByDask,
     RowsInMemory,
@@ -43,7 +43,7 @@ def rows(
     request: pytest.FixtureRequest, counts: sp.csr_matrix, tmp_path: Path
 ) -> Iterator[StoredRows]:
     if request.param == "memory":
-        yield RowsInMemory(counts)
+        yield RowsInMemory(counts, CELLS_AT_ONCE)
         return
     cells = ad.AnnData(counts if request.param != "dense" else counts.toarray())
     if request.param == "zarr":
