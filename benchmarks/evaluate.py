@@ -45,8 +45,8 @@ def main() -> None:
         document = evaluate_files(real, [generated], Path(folder) / "evaluation")
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    (entry,) = document["experiments"].values()
-    for part, spent in sorted(entry["run"]["seconds"].items(), key=lambda x: -x[1]):
+    (entry,) = document.experiments.values()
+    for part, spent in sorted(entry.run.seconds.items(), key=lambda x: -x[1]):
         print(f"{part:24}{spent:8.1f} s")
     print(f"{'whole report':24}{seconds:8.1f} s  {seconds / SECONDS:.2f} of the limit")
     print(f"{'peak memory':24}{peak:8.2f} GB {peak / GIGABYTES:.2f} of the limit")

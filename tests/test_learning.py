@@ -114,9 +114,9 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 def values(document: dict[str, Any]) -> dict[str, float]:
     """Return pooled and published values by name."""
-    (entry,) = document["experiments"].values()
-    pooled = [row for row in entry["metrics"] if row["label"] is None]
-    return {row["name"]: row["value"] for row in [*pooled, *entry["published"]]}
+    (entry,) = document.experiments.values()
+    pooled = [row for row in entry.metrics if row.label is None]
+    return {row.name: row.value for row in [*pooled, *entry.published]}
 
 
 @pytest.mark.parametrize("library_size", GATES)
@@ -160,6 +160,6 @@ def test_labels_are_learned_not_guessed(tmp_path: Path) -> None:
 
     shares = np.unique_counts(labels).counts / len(labels)
     chance = float(np.sum(shares**2))
-    n_cells = report["experiments"]["plain"]["cells"]["generated"]
+    n_cells = report.experiments["plain"].cells.generated
     error = np.sqrt(chance * (1 - chance) / n_cells)
     assert values(report)["label_agreement"] < chance + 5 * error

@@ -17,8 +17,7 @@ import dataclasses
 import datetime
 import gzip
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,11 @@ from cellgan.composition.statistics import TITLES, TRAINED, Verdict, verdict
 from cellgan.config.composition import Composition
 from cellgan.config.reading import as_json
 from cellgan.evaluation.figures.canvas import Picture
-from cellgan.evaluation.report.html import picture_section, shell
-from cellgan.evaluation.report.markup import bullets, cell, number_cell, table
-from cellgan.evaluation.report.tables import UNDEFINED
+from cellgan.evaluation.report.rendering import render
 from cellgan.experiment import replacing, write_json
 
 HTML, JSON = "report.html", "report.json"
 TITLE = "What training cells add"
-MOST_GENES = 20
-HOW = (
-    "A value is the mean over seeds of the median over cells. Its error (±) joins the "
-    "cells, resampled, and the spread between seeds. Differences are paired: the same "
-    "cells and the same seeds on both sides. A difference is claimed where it is "
-    "larger than seeds differ, its 95 % interval leaves out 0, all seeds agree, and it "
-    "is as many errors above 0 as Student's t asks of so few seeds and of the best of "
-    "so many mixtures. Mean and principal components of the training cells are learned "
-    "on the very logarithms that are compared, which models of counts are not: they "
-    "are hard to beat."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,118 +175,54 @@ def page(
 ) -> str:
     """Return the text of the page."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    cards = "".join(
-        f'<article class="card"><h3>{escape(of.evaluation)}</h3>\n'
-        f"{bullets(of.sentences)}</article>\n"
-        for of in tables.verdicts()
+    summary = tables.summary
+    metrics = sorted(
+        dict.fromkeys(summary["metric"]), key=lambda metric: metric != tables.metric
     )
-    main = f"""<section aria-labelledby="verdicts">
-<h2 id="verdicts">Verdict</h2>
-<p>{escape(HOW)}</p>
-<div class="verdicts">
-{cards}</div>
-{bullets(tables.notes)}
-</section>
-<section>
-<h2>{escape(name)}</h2>
-{picture_section(pictures)}
-{"".join(_value_tables(tables))}
-{_groups(tables)}
-{_corpora(document)}
-{_sources(document)}
-{_likeness(tables)}
-</section>"""
-    return shell(TITLE, [name], f"{cellgan.__version__}, {created}", main)
+    is_main, is_group = summary["metric"] == tables.metric, summary["group"] != ""
+    likeness = {
+        "Latents of the same cells": _records(tables.latents),
+        "Genes at the ends of factors": _records(tables.loadings),
+    }
+    return render(
+        "study.html.j2",
+        title=TITLE,
+        names=[name],
+        made=f"{cellgan.__version__}, {created}",
+        verdicts=tables.verdicts(),
+        notes=tables.notes,
+        pictures=pictures,
+        has_size_control=bool(tables.size_control),
+        values={
+            TITLES.get(metric, metric): _records(
+                summary[(summary["metric"] == metric) & ~is_group]
+            )
+            for metric in metrics
+        },
+        groups=_records(summary[is_main & is_group]),
+        corpora={
+            corpus: {**of, "overlap": _overlap(of["overlap"])}
+            for corpus, of in document["corpora"].items()
+        },
+        sources=document["sources"],
+        genes=document["genes"]["sources"],
+        likeness={caption: rows for caption, rows in likeness.items() if rows},
+    )
 
 
-def _value_tables(tables: Tables) -> Iterator[str]:
-    metrics = dict.fromkeys(tables.summary["metric"])
-    for metric in sorted(metrics, key=lambda name: name != tables.metric):
-        rows = tables.summary[
-            (tables.summary["metric"] == metric) & (tables.summary["group"] == "")
-        ]
-        title = TITLES.get(metric, metric)
-        shown = table(f"{title}, all cells", _header(tables), _rows(rows, tables))
-        if metric == tables.metric:
-            yield f"<h3>{escape(title)}</h3>\n{shown}"
-        else:
-            yield f"<details><summary>{escape(title)}</summary>\n{shown}</details>"
-
-
-def _header(tables: Tables, *first: str) -> list[str]:
-    against = ["to the size control", "its interval"] if tables.size_control else []
+def _records(rows: pd.DataFrame) -> list[dict[str, str | float | None]]:
+    """Return rows as text, numbers, and None where a number is undefined."""
     return [
-        *(*first, "evaluation", "mixture", "model", "value", "±", "between seeds"),
-        *("to the baseline", "its interval", "log2 ratio"),
-        *against,
-        *("cells", "undefined"),
+        {
+            str(name): value
+            if isinstance(value, str)
+            else None
+            if pd.isna(value)
+            else float(value)
+            for name, value in row.items()
+        }
+        for row in rows.to_dict("records")
     ]
-
-
-def _rows(rows: pd.DataFrame, tables: Tables, *first: str) -> list[list[str]]:
-    return [
-        [
-            *(cell(escape(str(row[name])), is_head=True) for name in first),
-            cell(escape(row["evaluation"]), is_head=not first),
-            cell(escape(row["mixture"])),
-            cell(escape(row["model"])),
-            *(_number(row[name]) for name in ("value", "se", "sd_seeds")),
-            *_difference_cells(row, "difference"),
-            _number(row["log2_ratio"]),
-            *(
-                _difference_cells(row, "control_difference")
-                if tables.size_control
-                else ()
-            ),
-            _number(row["n_cells"]),
-            _number(row["n_undefined"]),
-        ]
-        for _, row in rows.iterrows()
-    ]
-
-
-def _difference_cells(row: Mapping[str, Any], name: str) -> tuple[str, str]:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    words = f"{low:.3g} to {high:.3g}" if pd.notna(low) else UNDEFINED
-    return _number(row[name]), cell(escape(words))
-
-
-def _number(value: Any) -> str:
-    return number_cell(None if pd.isna(value) else float(value))
-
-
-def _groups(tables: Tables) -> str:
-    rows = tables.summary[
-        (tables.summary["metric"] == tables.metric) & (tables.summary["group"] != "")
-    ]
-    if not len(rows):
-        return ""
-    header = _header(tables, "group")
-    shown = table("Values within groups", header, _rows(rows, tables, "group"))
-    return f"<details><summary>By group of cells</summary>\n{shown}</details>"
-
-
-def _corpora(document: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            cell(escape(name), is_head=True),
-            cell(
-                escape(
-                    " + ".join(
-                        f"{part['n_train'] + part['n_valid']:,} {part['source']} "
-                        f"(slot {part['slot']})"
-                        for part in of["parts"]
-                    )
-                )
-            ),
-            number_cell(of["n_train"]),
-            cell(escape(_overlap(of["overlap"]))),
-            cell(f"<code>{escape(of['sha256'][:12])}</code>"),
-        ]
-        for name, of in document["corpora"].items()
-    ]
-    header = ["corpus", "parts", "trained on", "shared with evaluations", "SHA-256"]
-    return f"<h3>Corpora</h3>\n{table('Training cells of every model', header, rows)}"
 
 
 def _overlap(overlap: Mapping[str, Mapping[str, int | None]]) -> str:
@@ -310,58 +232,3 @@ def _overlap(overlap: Mapping[str, Mapping[str, int | None]]) -> str:
         if n_cells != "0 cells" or of["groups"]:
             said.append(f"{name}: {n_cells}, {of['groups']} groups")
     return "; ".join(said) or "nothing"
-
-
-def _sources(document: Mapping[str, Any]) -> str:
-    rows = []
-    for name, of in document["sources"].items():
-        genes = document["genes"]["sources"][name]
-        steps = "; ".join(f"{what}: {n_cells:,}" for what, n_cells in of["left"])
-        rows.append(
-            [
-                cell(escape(name), is_head=True),
-                number_cell(of["available"]),
-                cell(escape(steps), kind="wide"),
-                number_cell(genes["kept"]),
-                number_cell(genes["in_file"] - genes["kept"]),
-            ]
-        )
-    header = ["source", "available cells", "left after each filter"]
-    header += ["genes kept", "genes left out"]
-    return f"<h3>Sources</h3>\n{table('Where cells come from', header, rows)}"
-
-
-def _likeness(tables: Tables) -> str:
-    """Return how alike latents and loadings of models are."""
-    parts = []
-    for caption, rows in (
-        ("Latents of the same cells", tables.latents),
-        ("Genes at the ends of factors", tables.loadings),
-    ):
-        if not len(rows):
-            continue
-        shown = [
-            [
-                cell(escape(str(value)), is_head=index == 0)
-                if isinstance(value, str)
-                else _number(value)
-                for index, value in enumerate(row)
-            ]
-            for row in rows.itertuples(index=False)
-        ]
-        header = [str(name).replace("_", " ") for name in rows.columns]
-        parts.append(
-            f"<details><summary>{caption}</summary>\n"
-            f"{table(caption, header, shown)}</details>"
-        )
-    if not parts:
-        return ""
-    note = (
-        "Predictability: share of the variance of the other model's latent that a "
-        "linear map of this one's tells, on cells it was not fitted on. Overlap: "
-        "Jaccard index of the genes at the ends of matched factors. Seeds begin at "
-        "other weights and draw other cells, and factors may be turned into each other "
-        "without a loss: low overlap of one mixture's seeds says that single factors "
-        "are not to be interpreted, not that models differ in what they tell of cells."
-    )
-    return f"<h3>How alike models are</h3>\n<p>{note}</p>\n{''.join(parts)}"

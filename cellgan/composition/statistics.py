@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from cellgan.evaluation.report.tables import number
-from cellgan.evaluation.suite import INTERVAL
+from cellgan.evaluation.scoring import INTERVAL
 from cellgan.seeds import derive_seed
 
 Floats = npt.NDArray[np.float64]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import json
 import logging
@@ -39,14 +40,19 @@ from cellgan.evaluation.metrics.memorisation import (
 from cellgan.evaluation.metrics.published import published
 from cellgan.evaluation.report import boards, html, model_card, tables
 from cellgan.evaluation.report.document import (
-    SCHEMA,
-    Document,
+    CellNumbers,
+    ExperimentReport,
+    MemorisationRecord,
+    PublishedRecord,
+    Report,
+    RunRecord,
     plain,
     read_report,
     write_report,
 )
 from cellgan.evaluation.report.verdict import verdict
-from cellgan.evaluation.suite import Judged, Sides, judge_cells, overall_score
+from cellgan.evaluation.scoring import overall_score
+from cellgan.evaluation.suite import Judged, Sides, judge_cells
 from cellgan.experiment import Experiment, replacing
 from cellgan.seeds import derive_seed
 
@@ -57,7 +63,7 @@ FEW_CELLS = 50
 """Fewer compared cells than this earn a word of caution."""
 
 
-def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
+def evaluate(experiment: Experiment, generated: Path | None = None) -> Report:
     """Compare an experiment's generated cells with held-out ones; write the report.
 
     Held-out cells are those of the test split, or of the valid split when that is
@@ -72,7 +78,7 @@ def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
 
     Returns
     -------
-    What ``evaluation/report.json`` holds: `cellgan.evaluation.report.document.Report`.
+    What ``evaluation/report.json`` holds.
 
     Raises
     ------
@@ -95,7 +101,8 @@ def evaluate(experiment: Experiment, generated: Path | None = None) -> Document:
         parameters=as_json(experiment.parameters),
     )
     if experiment.guidance_file.exists():
-        said["guidance"] = guidance_rows(experiment.guidance_file)
+        rows = guidance_rows(experiment.guidance_file)
+        said = dataclasses.replace(said, guidance=rows)
         drawn = (*drawn, pictures.guidance_picture(experiment.guidance_file))
     document = _document({experiment.name: said})
     _write(experiment.evaluation_folder, document, {experiment.name: drawn})
@@ -116,7 +123,7 @@ def evaluate_files(
     label: str | None = None,
     seed: int = 0,
     must_know_training: bool = False,
-) -> Document:
+) -> Report:
     """Compare files of generated cells, whoever made them, with a file of real ones.
 
     Parameters
@@ -134,7 +141,7 @@ def evaluate_files(
         If two files have one name, or files cannot be read or compared.
     """
     names = _names(generated)
-    entries: dict[str, Any] = {}
+    entries: dict[str, ExperimentReport] = {}
     drawn: dict[str, Sequence[Picture]] = {}
     for name, path in zip(names, generated, strict=True):
         compared = compare_files(
@@ -148,7 +155,7 @@ def evaluate_files(
     return document
 
 
-def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Document | None:
+def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Report | None:
     """Put the reports of experiments on the same data side by side.
 
     Returns
@@ -156,12 +163,12 @@ def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Document | N
     The common report, written to `folder`; None when fewer than two experiments have a
     report.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, ExperimentReport] = {}
     drawn: dict[str, Sequence[Picture]] = {}
     for experiment in experiments:
         file = experiment.evaluation_folder / JSON
         if file.exists():
-            entries |= read_report(file)["experiments"]
+            entries |= read_report(file).experiments
             drawn[experiment.name] = _stored_pictures(experiment.evaluation_folder)
     if len(entries) < 2:
         return None
@@ -170,10 +177,10 @@ def leaderboard(experiments: Sequence[Experiment], folder: Path) -> Document | N
     return document
 
 
-def leaking(document: Document) -> list[str]:
+def leaking(document: Report) -> list[str]:
     """Return the names of those whose training cells were copied."""
-    entries = document["experiments"].items()
-    return [name for name, said in entries if said["memorisation"]["leaks"]]
+    entries = document.experiments.items()
+    return [name for name, said in entries if said.memorisation.leaks]
 
 
 @contextlib.contextmanager
@@ -202,7 +209,7 @@ def _judge(
     seed: int,
     method: Literal["tsne", "umap"],
     parameters: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], tuple[Picture, ...]]:
+) -> tuple[ExperimentReport, tuple[Picture, ...]]:
     """Return an experiment's part of the report, and its pictures."""
     started = time.perf_counter()
     with without_thread_warnings():
@@ -218,18 +225,17 @@ def _judge(
     clock = time.perf_counter()
     drawn = pictures.draw_pictures(
         _pair(sides),
-        giveaway_genes=giveaway_records(judged),
+        giveaway_genes=[dataclasses.asdict(gene) for gene in judged.giveaways],
         distances=_distances(check),
         method=method,
         peaks=_pair(judged.second) if judged.second is not None else None,
-        modality=judged.records[0]["modality"],
+        modality=judged.records[0].modality,
     )
     judged.seconds["pictures"] = time.perf_counter() - clock
     judged.seconds["all"] = time.perf_counter() - started
     said = entry(compared, judged, check, seed=seed)
-    said["published"] = numbers
-    said["run"]["parameters"] = parameters
-    return said, drawn
+    run = dataclasses.replace(said.run, parameters=plain(parameters))
+    return dataclasses.replace(said, published=numbers, run=run), drawn
 
 
 def _pair(sides: Sides) -> Pair:
@@ -239,19 +245,19 @@ def _pair(sides: Sides) -> Pair:
 
 def entry(
     compared: Comparison, judged: Judged, check: MemorisationCheck, *, seed: int
-) -> dict[str, Any]:
+) -> ExperimentReport:
     """Return an experiment's part of a report, without what needs files or pictures."""
     sides = judged.main
+    memorised = MemorisationRecord(
+        known=compared.knows_training,
+        leaks=check.leaks if compared.knows_training else None,
+        reasons=list(check.reasons),
+        caution=check.caution,
+        numbers=list(check.numbers),
+    )
     overall = overall_score(judged.records)
-    memorised = {
-        "known": compared.knows_training,
-        "leaks": check.leaks if compared.knows_training else None,
-        "reasons": list(check.reasons),
-        "caution": check.caution,
-        "numbers": [number.as_json() for number in check.numbers],
-    }
-    found = {
-        "verdict": verdict(
+    return ExperimentReport(
+        verdict=verdict(
             judged.records,
             overall,
             held_out=sides.held_out,
@@ -261,32 +267,31 @@ def entry(
             memorisation=memorised,
             warnings=compared.warnings,
         ),
-        "overall": overall,
-        "metrics": judged.records,
-        "p_values": judged.p_values,
-        "memorisation": memorised,
-        "published": [],
-        "giveaway_genes": giveaway_records(judged),
-        "labels": compared.label_states,
-        "cells": {
+        overall=overall,
+        metrics=judged.records,
+        p_values=dict(judged.p_values),
+        memorisation=memorised,
+        published=[],
+        giveaway_genes=list(judged.giveaways),
+        labels=dict(compared.label_states),
+        cells=CellNumbers(
             **{side: compared.n_cells(side) for side in compared.labels},
-            "in_files": dict(compared.n_in_files),
-            "split": compared.split,
-            "held_out_by": compared.held_out_by,
-        },
-        "warnings": list(compared.warnings),
-        "dropped": list(compared.dropped),
-        "guidance": [],
-        "scale": compared.scale,
-        "run": {
-            "seed": seed,
-            "seconds": judged.seconds,
-            "versions": _versions(),
-            "parameters": None,
-            "origin": compared.origin,
-        },
-    }
-    return dict(plain(found))
+            in_files=dict(compared.n_in_files),
+            split=compared.split,
+            held_out_by=compared.held_out_by,
+        ),
+        warnings=list(compared.warnings),
+        dropped=list(compared.dropped),
+        guidance=[],
+        scale=compared.scale,
+        run=RunRecord(
+            seed=seed,
+            seconds=judged.seconds,
+            versions=_versions(),
+            parameters=None,
+            origin=plain(compared.origin),
+        ),
+    )
 
 
 def guidance_rows(path: Path) -> list[dict[str, float | None]]:
@@ -311,22 +316,6 @@ def _number(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
-
-
-def giveaway_records(judged: Judged) -> list[dict[str, Any]]:
-    """Return the genes that tell generated from real cells, as in the report."""
-    return [
-        {
-            "gene": gene.gene,
-            "importance": gene.importance,
-            "auc": gene.auc,
-            "real_mean": gene.real_mean,
-            "generated_mean": gene.other_mean,
-            "real_detected": gene.real_detection,
-            "generated_detected": gene.other_detection,
-        }
-        for gene in judged.giveaways
-    ]
 
 
 def check_memorisation(
@@ -361,7 +350,7 @@ def _distances(check: MemorisationCheck) -> NearestDistances | None:
     return NearestDistances(check.generated_to_training, check.held_out_to_training)
 
 
-def _published(sides: Sides, seed: int) -> list[dict[str, Any]]:
+def _published(sides: Sides, seed: int) -> list[PublishedRecord]:
     """Return published variants, of generated cells and of real training cells."""
     root = derive_seed(seed, "published")
     values, ceilings = (
@@ -369,25 +358,25 @@ def _published(sides: Sides, seed: int) -> list[dict[str, Any]]:
         for side in (sides.generated, sides.control)
     )
     return [
-        {
-            "protocol": value.protocol,
-            "name": value.name,
-            "value": value.value,
-            "ceiling": ceiling.value,
-            "settings": value.settings,
-        }
+        PublishedRecord(
+            protocol=value.protocol,
+            name=value.name,
+            value=value.value,
+            ceiling=ceiling.value,
+            settings=value.settings,
+        )
         for value, ceiling in zip(values, ceilings, strict=True)
     ]
 
 
-def _document(entries: Mapping[str, Any]) -> Document:
+def _document(entries: Mapping[str, ExperimentReport]) -> Report:
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    return {
-        "schema": SCHEMA,
-        "version": cellgan.__version__,
-        "created": now.isoformat().replace("+00:00", "Z"),
-        "experiments": dict(entries),
-    }
+    return Report(
+        schema=2,
+        version=cellgan.__version__,
+        created=now.isoformat().replace("+00:00", "Z"),
+        experiments=dict(entries),
+    )
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -401,7 +390,7 @@ def _remove_earlier(folder: Path) -> None:
 
 
 def _write(
-    folder: Path, document: Document, drawn: Mapping[str, Sequence[Picture]]
+    folder: Path, document: Report, drawn: Mapping[str, Sequence[Picture]]
 ) -> None:
     """Write every file of a report, and say where it is and what it says."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -409,26 +398,26 @@ def _write(
     html.write_html(folder / HTML, document, drawn)
     tables.write_csv(folder / TABLE, document)
     write_report(folder / JSON, document)
-    for name, said in document["experiments"].items():
-        if len(document["experiments"]) == 1:
+    for name, said in document.experiments.items():
+        if len(document.experiments) == 1:
             log.info("%s", tables.summary(name, said))
-        for warning in said["warnings"]:
+        for warning in said.warnings:
             log.warning("%s: %s", name, warning)
-        if said["cells"]["generated"] < FEW_CELLS:
+        if said.cells.generated < FEW_CELLS:
             log.info(
                 "%s: only %d cells a side could be compared, which says little; "
                 "generate like-data, or hold out more cells",
                 name,
-                said["cells"]["generated"],
+                said.cells.generated,
             )
-        if said["memorisation"]["leaks"] is None:
+        if said.memorisation.leaks is None:
             reason = tables.why_unknown(said)
             log.info("%s: leaks were not looked for: %s", name, reason)
-    if len(document["experiments"]) > 1:
+    if len(document.experiments) > 1:
         log.info("%s", tables.leaderboard(document))
-    for name, said in document["experiments"].items():
-        log.info("%s: %s", name, said["verdict"]["headline"])
-        for finding in said["verdict"]["findings"]:
+    for name, said in document.experiments.items():
+        log.info("%s: %s", name, said.verdict.headline)
+        for finding in said.verdict.findings:
             log.info("    - %s", finding)
     log.info("report: %s", folder / HTML)
 

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import pdist
@@ -44,23 +44,15 @@ from cellgan.evaluation.metrics import (
     support,
     use,
 )
-from cellgan.evaluation.metrics.catalogue import Floor, Metric
-from cellgan.evaluation.report.tables import family_means
+from cellgan.evaluation.metrics.catalogue import FLOORS, Metric
+from cellgan.evaluation.report.document import GiveawayGene, MetricRecord
+from cellgan.evaluation.scoring import metric_record
 from cellgan.seeds import derive_seed
 
-FLOORS: tuple[Floor, ...] = get_args(Floor)
 N_RESAMPLES = 100
 """Bootstrap resamples of a pooled number."""
 N_LABEL_RESAMPLES = 50
 """Bootstrap resamples of the number of one label."""
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the bootstrap between which an interval lies."""
-FEWEST_ERRORS_APART = 3.0
-"""A ceiling fewer standard errors than this from its floor gives no score."""
-FEWEST_ERRORS_EARNED = 8.0
-"""A ceiling fewer standard errors than this better than the independent floor gives no
-score that earns trust: noise would decide it. With 5, copies of 1,200 real cells had
-scores as low as 0.54."""
 COSTS = {
     **{"fit": 12.0, "distribution": 6.0, "support": 1.0, "classifiers": 0.3},
     **{"genes": 3.0, "structure": 1.5, "use": 1.0},
@@ -118,10 +110,10 @@ class Judged:
     """Of the RNA, or of the only modality."""
     second: Sides | None
     """Of the second modality, if there is one."""
-    records: list[dict[str, Any]]
-    """`cellgan.evaluation.report.document.MetricRecord`, pooled ones first."""
+    records: list[MetricRecord]
+    """Pooled ones first."""
     p_values: dict[str, float]
-    giveaways: tuple[classifiers.GiveawayGene, ...]
+    giveaways: tuple[GiveawayGene, ...]
     seconds: dict[str, float]
 
 
@@ -144,10 +136,10 @@ def judge_cells(compared: Comparison, *, seed: int) -> Judged:
     labels = [
         label
         for label, state in compared.label_states.items()
-        if state["state"] == "compared"
+        if state.state == "compared"
     ]
-    records: list[dict[str, Any]] = []
-    giveaways: tuple[classifiers.GiveawayGene, ...] = ()
+    records: list[MetricRecord] = []
+    giveaways: tuple[GiveawayGene, ...] = ()
     kinds = ("value", "ceiling", *FLOORS)
     total = len(sides) * sum(_cost(part, kind) for part in COSTS for kind in kinds)
     with tqdm(
@@ -171,7 +163,7 @@ def judge_cells(compared: Comparison, *, seed: int) -> Judged:
     pair = make_pair(sides[main].held_out, sides[main].generated, sides[main].frame, 0)
     with timing(seconds, "permutations"):
         p_values = {"mmd_squared": distribution.mmd_permutation_p(pair)}
-    ordered = sorted(records, key=lambda record: record["label"] is not None)
+    ordered = sorted(records, key=lambda record: record.label is not None)
     second = next((of for name, of in sides.items() if name != main), None)
     return Judged(sides[main], second, ordered, p_values, giveaways, seconds)
 
@@ -250,7 +242,7 @@ def _results(
     with timing(seconds, "use"):
         judge = use.fit_judge(sides.frame)
     results: dict[str, Results] = {}
-    giveaways: tuple[classifiers.GiveawayGene, ...] = ()
+    giveaways: tuple[GiveawayGene, ...] = ()
     for kind, other in others:
         n_resamples = 0 if kind in FLOORS else N_RESAMPLES
         pair = make_pair(sides.held_out, other, sides.frame, n_resamples)
@@ -265,15 +257,6 @@ def _results(
                 results[kind] |= family.estimate(pair, learned, labels)
             bar.update(_cost(family.name, kind))
     return results, giveaways
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """What a score is measured from."""
-
-    floor: Floor | None
-    earns: bool
-    """Whether it is the independent floor."""
 
 
 def _others(
@@ -367,7 +350,7 @@ FAMILIES = (
 
 def _records(
     modality: str, sides: Sides, results: Mapping[str, Results], labels: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[MetricRecord]:
     records = []
     for family in FAMILIES:
         for metric in family.metrics:
@@ -376,9 +359,17 @@ def _records(
                 if key in results["value"]:
                     of_kinds = {kind: of.get(key) for kind, of in results.items()}
                     n = _n_cells(metric.name, sides, label)
+                    space = _space(metric, sides.frame)
                     records.append(
-                        metric_record(metric, family.name, modality, label, of_kinds)
-                        | {"n": n, "space": _space(metric, sides.frame)}
+                        metric_record(
+                            metric,
+                            family.name,
+                            modality,
+                            of_kinds,
+                            label=label,
+                            n=n,
+                            space=space,
+                        )
                     )
     return records
 
@@ -399,148 +390,9 @@ def _space(metric: Metric, frame: Frame) -> str:
     return "expression at the median library size"
 
 
-def metric_record(
-    metric: Metric,
-    family: str,
-    modality: str,
-    label: str | None,
-    estimates: Mapping[str, Floats | None],
-) -> dict[str, Any]:
-    """Return one number with its interval, ceiling, floors and score.
-
-    Parameters
-    ----------
-    estimates
-        "value", "ceiling" and the floors -> one number per draw, the first of the cells
-        as they are; None where a pair has none.
-    """
-    none = np.array([np.nan])
-    value, ceiling = (
-        none if estimates[kind] is None else np.asarray(estimates[kind])
-        for kind in ("value", "ceiling")
-    )
-    floors = {
-        floor: float(none[0] if (of := estimates.get(floor)) is None else of[0])
-        for floor in FLOORS
-        if floor in estimates
-    }
-    low, high = interval(value)
-    chosen = choose_floor(metric, ceiling, floors)
-    floor = floors[chosen.floor] if chosen.floor else np.nan
-    if metric.more_is_better and not ceiling[0] > floor:
-        floor = np.nan
-    scores = score_draws(value, ceiling, floor)
-    score_low, score_high = interval(scores)
-    return {
-        "name": metric.name,
-        "title": metric.title,
-        "family": family,
-        "modality": modality,
-        "label": label,
-        "value": value[0],
-        "low": low,
-        "high": high,
-        "ceiling": ceiling[0],
-        "floors": floors,
-        "floor": chosen.floor,
-        "earns": chosen.earns,
-        "score": scores[0],
-        "score_low": score_low,
-        "score_high": score_high,
-        "no_score": why_no_score(metric, value[0], ceiling[0], scores[0]),
-        "meaning": metric.meaning,
-    }
-
-
-def choose_floor(
-    metric: Metric, ceiling: Floats, floors: Mapping[Floor, float]
-) -> Chosen:
-    """Return the independent floor where the metric tells it from real cells.
-
-    That is only asked of metrics that claim to see dependence. Which way is better is
-    known from the weaker floor, which the catalogue names.
-    """
-    if metric.floor is None or metric.floor == "independent":
-        return Chosen(metric.floor, earns=metric.floor is not None)
-    strict, weak = (floors.get(of, np.nan) for of in ("independent", metric.floor))
-    is_better = (ceiling[0] - strict) * (ceiling[0] - weak) > 0
-    if (
-        "dependence" in metric.sees
-        and is_better
-        and are_told_apart(ceiling, strict, FEWEST_ERRORS_EARNED)
-    ):
-        return Chosen("independent", earns=True)
-    return Chosen(metric.floor, earns=False)
-
-
-def are_told_apart(
-    ceiling: Floats, floor: float, n_errors: float = FEWEST_ERRORS_APART
-) -> bool:
-    """Tell whether real cells differ from a floor by this many standard errors."""
-    if not np.isfinite([ceiling[0], floor]).all():
-        return False
-    error = np.nanstd(ceiling[1:]) if len(ceiling) > 2 else 0.0
-    return bool(abs(ceiling[0] - floor) > max(n_errors * error, 1e-12))
-
-
-def why_no_score(
-    metric: Metric, value: float, ceiling: float, score: float
-) -> str | None:
-    """Return why there is no score, if there is none."""
-    if np.isfinite(score):
-        return None
-    if metric.floor is None:
-        return "no floor lacks what the metric looks for"
-    if np.isfinite([value, ceiling]).all():
-        return (
-            "real cells are not better than the floor"
-            if metric.more_is_better
-            else "real cells cannot be told from the floor"
-        )
-    if metric.needs_counts:
-        return "undefined where cells are not counts"
-    if metric.needs_labels:
-        return "undefined: too few cells of two labels, or no feature that differs"
-    return "undefined for these cells"
-
-
-def interval(draws: Floats) -> tuple[float, float]:
-    """Return the ends of the bootstrap interval around the first draw.
-
-    Resampled cells repeat each other, which biases many statistics (correlations fall,
-    distances shrink): the spread of the replicates is laid around the value itself.
-    """
-    replicates = draws[1:][np.isfinite(draws[1:])]
-    if len(replicates) < 2 or not np.isfinite(draws[0]):
-        return np.nan, np.nan
-    low, high = np.percentile(replicates - replicates.mean(), INTERVAL)
-    return float(draws[0] + low), float(draws[0] + high)
-
-
-def score_draws(value: Floats, ceiling: Floats, floor: float) -> Floats:
-    """Return ``(value - floor) / (ceiling - floor)`` for the value and every draw.
-
-    Draw ``b`` of value and ceiling share their resample of held-out cells. All nan when
-    the ceiling cannot be told from the floor.
-    """
-    undefined = np.full(1, np.nan)
-    if not (np.isfinite(value[0]) and are_told_apart(ceiling, floor)):
-        return undefined
-    n = min(len(value), len(ceiling))
-    centred = [
-        np.concatenate([of[:1], of[1:n] - np.nanmean(of[1:n]) + of[0]])
-        if n > 1
-        else of[:1]
-        for of in (value, ceiling)
-    ]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores: Floats = (centred[0] - floor) / (centred[1] - floor)
-    return scores
-
-
 def _cross_modal_records(
     compared: Comparison, sides: Mapping[str, Sides], seed: int
-) -> list[dict[str, Any]]:
+) -> list[MetricRecord]:
     """Return how the two modalities of a cell go together."""
     names = list(sides)[:2]
     first, second = (sides[name] for name in names)
@@ -557,10 +409,10 @@ def _cross_modal_records(
             metric,
             "modalities",
             "+".join(names),
-            None,
             {kind: of[metric.name] for kind, of in results.items()},
+            n=len(first.generated),
+            space=metric.space,
         )
-        | {"n": len(first.generated), "space": metric.space}
         for metric in modalities.METRICS
     ]
 
@@ -603,7 +455,7 @@ def covariate_agreements(
 
 def _covariate_records(
     compared: Comparison, sides: Sides, modality: str
-) -> list[dict[str, Any]]:
+) -> list[MetricRecord]:
     """Return the records of `covariate_agreements`."""
     records = []
     shares = covariate_agreements(compared, sides, N_RESAMPLES)
@@ -620,14 +472,14 @@ def _covariate_records(
             sees=frozenset(),
         )
         estimates = {"value": of_side["generated"], "ceiling": of_side["control"]}
-        record = metric_record(metric, "use", modality, None, estimates)
-        space = _space(metric, sides.frame)
-        records.append(record | {"n": len(sides.generated), "space": space})
+        records.append(
+            metric_record(
+                metric,
+                "use",
+                modality,
+                estimates,
+                n=len(sides.generated),
+                space=_space(metric, sides.frame),
+            )
+        )
     return records
-
-
-def overall_score(records: Sequence[Mapping[str, Any]]) -> float:
-    """Return the mean score of families (`tables.family_means`)."""
-    pooled = [record for record in records if record["label"] is None]
-    scores = [score for score in family_means(pooled).values() if score is not None]
-    return float(np.mean(scores)) if scores else float("nan")

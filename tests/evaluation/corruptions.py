@@ -118,10 +118,7 @@ def comparison(
         labels={side: cells.labels[rows] for side, (cells, rows) in sides.items()},
         label="cell_type",
         covariates={},
-        label_states={
-            label: {"n": n, "state": state}
-            for label, (n, state) in drawn.labels.items()
-        },
+        label_states=drawn.labels,
         split="test",
         knows_training=True,
         held_out_by=None,

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from cellgan.evaluation.report.document import ExperimentReport, Report
+
 NASTY = 'CD4 <T> & "x$y$" | *B*'
 GENE = "HLA<DRA> & $x$"
 
@@ -71,7 +75,24 @@ def undefined_metric() -> dict[str, Any]:
     }
 
 
-def make_experiment() -> dict[str, Any]:
+def make_experiment() -> ExperimentReport:
+    return TypeAdapter(ExperimentReport).validate_python(usable())
+
+
+def make_copied() -> ExperimentReport:
+    return TypeAdapter(ExperimentReport).validate_python(leaking())
+
+
+def make_document() -> Report:
+    return Report(
+        schema=2,
+        version="0.1.0",
+        created="2026-11-21T10:00:00Z",
+        experiments={"pbmc_copied": make_copied(), "pbmc": make_experiment()},
+    )
+
+
+def usable() -> dict[str, Any]:
     metrics = [make_metric(entry) for entry in METRICS] + [undefined_metric()]
     metrics += [make_metric(entry, NASTY) for entry in METRICS[:3]]
     scores = [metric["score"] for metric in metrics[: len(METRICS)]]
@@ -183,8 +204,8 @@ def make_experiment() -> dict[str, Any]:
     }
 
 
-def make_copied() -> dict[str, Any]:
-    experiment = make_experiment()
+def leaking() -> dict[str, Any]:
+    experiment = usable()
     memorisation = {
         "known": True,
         "leaks": True,
@@ -214,13 +235,4 @@ def make_copied() -> dict[str, Any]:
             "parameters": None,
             "origin": {"file": "copies.h5ad"},
         },
-    }
-
-
-def make_document() -> dict[str, Any]:
-    return {
-        "schema": 2,
-        "version": "0.1.0",
-        "created": "2026-11-21T10:00:00Z",
-        "experiments": {"pbmc_copied": make_copied(), "pbmc": make_experiment()},
     }

@@ -88,13 +88,13 @@ def copied(perfect):
 
 
 def entry_of(document):
-    (entry,) = document["experiments"].values()
+    (entry,) = document.experiments.values()
     return entry
 
 
 def pooled(document):
-    rows = entry_of(document)["metrics"]
-    return {row["name"]: row for row in rows if row["label"] is None}
+    rows = entry_of(document).metrics
+    return {row.name: row for row in rows if row.label is None}
 
 
 def test_report_returns_what_it_writes(perfect):
@@ -120,39 +120,39 @@ def test_figures_have_texts_that_say_what_is_to_be_seen(perfect):
 
 def test_real_cells_are_close_to_the_ceiling(perfect):
     _, document = perfect
-    assert entry_of(document)["overall"] > 0.85
-    assert entry_of(document)["verdict"]["grade"] in ("close", "usable")
-    assert pooled(document)["label_agreement"]["value"] > 0.95
+    assert entry_of(document).overall > 0.85
+    assert entry_of(document).verdict.grade in ("close", "usable")
+    assert pooled(document)["label_agreement"].value > 0.95
 
 
 def test_report_says_how_many_cells_of_what_were_compared(perfect):
     _, document = perfect
-    numbers = entry_of(document)["cells"]
-    assert numbers["held_out"] == numbers["generated"] == numbers["control"]
-    assert numbers["split"] == "test"
-    labels = entry_of(document)["labels"]
-    assert sum(label["n"] for label in labels.values()) == numbers["held_out"]
-    assert {label["state"] for label in labels.values()} == {"compared"}
+    numbers = entry_of(document).cells
+    assert numbers.held_out == numbers.generated == numbers.control
+    assert numbers.split == "test"
+    labels = entry_of(document).labels
+    assert sum(label.n for label in labels.values()) == numbers.held_out
+    assert {label.state for label in labels.values()} == {"compared"}
 
 
 def test_every_label_has_numbers_of_its_own(perfect):
     _, document = perfect
-    rows = entry_of(document)["metrics"]
-    names = {row["name"] for row in rows if row["label"] == "type B"}
+    rows = entry_of(document).metrics
+    names = {row.name for row in rows if row.label == "type B"}
     assert {"mmd_squared", "precision", "forest_auc_genes", "label_agreement"} <= names
 
 
 def test_normalised_cells_leave_library_sizes_unjudged(perfect):
     _, document = perfect
-    assert pooled(document)["library_size_ks"]["value"] is None
-    assert "library sizes are not judged" in entry_of(document)["scale"]
+    assert pooled(document)["library_size_ks"].value is None
+    assert "library sizes are not judged" in entry_of(document).scale
 
 
 @pytest.mark.slow
 def test_copies_of_training_cells_are_a_leak(copied):
     experiment, document = copied
     assert leaking(document) == [experiment.name]
-    assert entry_of(document)["verdict"]["grade"] == "leak"
+    assert entry_of(document).verdict.grade == "leak"
 
 
 def test_honest_cells_are_no_leak(perfect):
@@ -162,7 +162,7 @@ def test_honest_cells_are_no_leak(perfect):
 def test_experiments_on_the_same_data_share_a_leaderboard(perfect, copied, tmp_path):
     experiments = [perfect[0], copied[0]]
     document = leaderboard(experiments, tmp_path / "all")
-    assert list(document["experiments"]) == ["perfect", "copied"]
+    assert list(document.experiments) == ["perfect", "copied"]
     assert {file.name for file in (tmp_path / "all").iterdir()} == FILES
     page = (tmp_path / "all" / "report.html").read_text()
     assert "perfect" in page
@@ -184,7 +184,7 @@ def test_files_of_others_are_judged_side_by_side(tmp_path):
         adata.X = counts
         adata.write_h5ad(path)
     document = evaluate_files(real, [good, bad], tmp_path / "evaluation")
-    scores = {name: said["overall"] for name, said in document["experiments"].items()}
+    scores = {name: said.overall for name, said in document.experiments.items()}
     assert scores["good"] > 0.85 > scores["bad"] + 0.3
     assert {file.name for file in (tmp_path / "evaluation").iterdir()} == FILES
 
@@ -197,10 +197,10 @@ def test_unknown_training_cells_leave_memorisation_open(tmp_path, caplog):
     del adata.obs["split"]
     adata.write_h5ad(real)
     document = evaluate_files(real, [real], tmp_path / "evaluation")
-    found = entry_of(document)["memorisation"]
-    assert not found["known"]
-    assert found["leaks"] is None
-    assert 'an obs column "split"' in found["caution"]
+    found = entry_of(document).memorisation
+    assert not found.known
+    assert found.leaks is None
+    assert 'an obs column "split"' in found.caution
     said = " ".join(message for _, _, message in caplog.record_tuples)
     assert "leaks were not looked for: the real file does not say which" in said
 
@@ -232,8 +232,8 @@ def test_cells_without_labels_are_compared(tmp_path):
     )
     write_generated(experiment, generated_cells(cells(600, 700).counts, None))
     document = evaluate(experiment)
-    assert pooled(document)["mmd_squared"]["value"] is not None
-    assert pooled(document)["label_agreement"]["value"] is None
+    assert pooled(document)["mmd_squared"].value is not None
+    assert pooled(document)["label_agreement"].value is None
     assert entry_of(document)["labels"] == {}
 
 
@@ -269,12 +269,12 @@ def test_failed_evaluation_leaves_no_report_on_other_cells(tmp_path, monkeypatch
 def test_labels_have_the_floor_of_genes_independent_within_them(perfect):
     _, document = perfect
     for name in ("wasserstein_2", "mmd_squared"):
-        rows = [row for row in entry_of(document)["metrics"] if row["name"] == name]
-        labels = {row["label"] for row in rows} - {None}
-        assert labels == set(entry_of(document)["labels"])
+        rows = [row for row in entry_of(document).metrics if row.name == name]
+        labels = {row.label for row in rows} - {None}
+        assert labels == set(entry_of(document).labels)
         for row in rows:
-            assert row["floors"]["independent"] is not None
-            assert row["ceiling"] is not None
+            assert row.floors["independent"] is not None
+            assert row.ceiling is not None
 
 
 def test_damaged_report_is_refused_with_advice(tmp_path):

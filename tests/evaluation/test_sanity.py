@@ -51,7 +51,7 @@ def sides():
 def is_within(score: float, row) -> bool:
     """Tell whether a score is within 5 standard errors, 2.55 half-widths of 95 %."""
     low, high = (
-        row["score"] + 2.55 * (row[end] - row["score"])
+        row.score + 2.55 * (getattr(row, end) - row.score)
         for end in ("score_low", "score_high")
     )
     return low <= score <= high
@@ -64,7 +64,7 @@ def judged(sides, spoil):
     found = judge_cells(compared, seed=0)
     check = report.check_memorisation(compared, found.main, 0)
     entry = report.entry(compared, found, check, seed=0)
-    records = {row["name"]: row for row in entry["metrics"] if row["label"] is None}
+    records = {row.name: row for row in entry.metrics if row.label is None}
     return records, entry
 
 
@@ -81,9 +81,9 @@ def spoiled(request, sides):
 @pytest.mark.slow
 def test_real_cells_score_1_within_their_interval(clean):
     records, _ = clean
-    scored = {name: row for name, row in records.items() if row["score"] is not None}
+    scored = {name: row for name, row in records.items() if row.score is not None}
     missed = {
-        name: (row["score_low"], row["score"], row["score_high"])
+        name: (row.score_low, row.score, row.score_high)
         for name, row in scored.items()
         if not is_within(1, row)
     }
@@ -94,21 +94,21 @@ def test_real_cells_score_1_within_their_interval(clean):
 @pytest.mark.slow
 def test_real_cells_are_called_close(clean):
     _, entry = clean
-    assert entry["verdict"]["grade"] == "close"
-    assert not entry["memorisation"]["leaks"]
-    assert entry["overall"] > 0.95
+    assert entry.verdict.grade == "close"
+    assert not entry.memorisation.leaks
+    assert entry.overall > 0.95
 
 
 @pytest.mark.slow
 def test_defect_moves_the_metrics_that_claim_to_see_it(spoiled):
     defect, records, _ = spoiled
     blind = {
-        name: row["score"]
+        name: row.score
         for name, row in records.items()
         if defect in METRICS[name].sees
-        and (defect != "dependence" or row["earns"])
-        and row["score"] is not None
-        and row["score"] > 1 - CLAIMED
+        and (defect != "dependence" or row.earns)
+        and row.score is not None
+        and row.score > 1 - CLAIMED
     }
     assert blind == {}
 
@@ -117,12 +117,12 @@ def test_defect_moves_the_metrics_that_claim_to_see_it(spoiled):
 def test_defect_moves_no_other_metric(spoiled):
     defect, records, _ = spoiled
     moved = {
-        name: (row["score"], row["score_high"])
+        name: (row.score, row.score_high)
         for name, row in records.items()
         if defect not in METRICS[name].sees
-        and row["score"] is not None
-        and row["score"] < 1 - UNCLAIMED
-        and row["score_high"] < 1
+        and row.score is not None
+        and row.score < 1 - UNCLAIMED
+        and row.score_high < 1
     }
     assert moved == {}
 
@@ -139,8 +139,8 @@ NAMED = {
 @pytest.mark.slow
 def test_verdict_names_the_defect(spoiled):
     defect, _, entry = spoiled
-    assert any(NAMED[defect] in finding for finding in entry["verdict"]["findings"])
-    assert entry["verdict"]["grade"] != "close"
+    assert any(NAMED[defect] in finding for finding in entry.verdict.findings)
+    assert entry.verdict.grade != "close"
 
 
 def test_every_defect_is_known_and_tried():
@@ -164,12 +164,12 @@ def test_floor_scores_0_by_the_metrics_it_is_the_floor_of(sides, floor):
     compared = comparison(training, held_out, SyntheticCells(counts, generated.labels))
     records = judge_cells(compared, seed=0).records
     missed = {
-        row["name"]: row["score"]
+        row.name: row.score
         for row in records
-        if row["label"] is None
-        and row["floor"] == floor
-        and np.isfinite(row["score"])
-        and abs(row["score"]) > FLOOR.get(row["name"], 0.1)
+        if row.label is None
+        and row.floor == floor
+        and np.isfinite(row.score)
+        and abs(row.score) > FLOOR.get(row.name, 0.1)
         and not is_within(0, row)
     }
     assert missed == {}
@@ -180,8 +180,8 @@ def test_independent_genes_earn_no_trust(sides):
     """A Poisson distribution for every gene and label is no model of cells."""
     training, *_ = sides
     _, entry = judged(sides, lambda cells: poisson_by_label(training, cells))
-    assert entry["verdict"]["grade"] == "far"
-    assert entry["overall"] < 0.2
+    assert entry.verdict.grade == "far"
+    assert entry.overall < 0.2
 
 
 def copies_of(sides, n_training: int):
@@ -204,15 +204,15 @@ def test_copies_of_training_cells_are_caught_by_memorisation_and_nothing_else(
     sides, n_training
 ):
     records, entry = judged(copies_of(sides, n_training), as_it_is)
-    assert entry["memorisation"]["leaks"]
-    assert entry["verdict"]["grade"] == "leak"
-    assert all("Memorised" in finding for finding in entry["verdict"]["findings"])
+    assert entry.memorisation.leaks
+    assert entry.verdict.grade == "leak"
+    assert all("Memorised" in finding for finding in entry.verdict.findings)
     low = {
-        name: row["score"]
+        name: row.score
         for name, row in records.items()
-        if row["score"] is not None
-        and row["score"] < COPIED[row["earns"]]
-        and row["score_high"] < 1
+        if row.score is not None
+        and row.score < COPIED[row.earns]
+        and row.score_high < 1
     }
     assert low == {}
 

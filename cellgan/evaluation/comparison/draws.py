@@ -18,6 +18,14 @@ FEWEST_PER_LABEL = 20
 
 
 @dataclasses.dataclass(frozen=True)
+class DrawnLabel:
+    """Cells of a label a side, and what became of it."""
+
+    n: int
+    state: LabelState
+
+
+@dataclasses.dataclass(frozen=True)
 class DrawnCells:
     """Rows of each side, ascending and without repeats."""
 
@@ -28,8 +36,8 @@ class DrawnCells:
     `held_out`."""
     training: Rows
     """All other training cells, or as many as are wanted."""
-    labels: Mapping[str, tuple[int, LabelState]]
-    """Label of the held-out cells -> cells a side, and what became of it."""
+    labels: Mapping[str, DrawnLabel]
+    """Of the held-out cells."""
 
 
 def draw_cells(
@@ -65,7 +73,7 @@ def draw_cells(
         rows = [
             rng.choice(np.flatnonzero(of_side == label), n, replace=False)
             for label, n in numbers.items()
-            if name != "generated" or labels[label][1] != "missing"
+            if name != "generated" or labels[label].state != "missing"
         ]
         drawn[name] = np.concatenate([np.empty(0, np.intp), *rows])
     n_more = len(drawn["held_out"]) - len(drawn["generated"])
@@ -88,7 +96,7 @@ def _numbers(
     training: Labels,
     asked: Sequence[str] | None,
     most_cells: int,
-) -> tuple[dict[str, int], dict[str, tuple[int, LabelState]]]:
+) -> tuple[dict[str, int], dict[str, DrawnLabel]]:
     """Return cells to draw per label, and what becomes of every label."""
     counts = [_count(side) for side in (held_out, generated, training)]
     numbers: dict[str, int] = {}
@@ -106,7 +114,8 @@ def _numbers(
         if states[label] == "compared" and n < FEWEST_PER_LABEL:
             states[label] = "too few"
     return numbers, {
-        label: (numbers.get(label, 0), state) for label, state in states.items()
+        label: DrawnLabel(numbers.get(label, 0), state)
+        for label, state in states.items()
     }
 
 

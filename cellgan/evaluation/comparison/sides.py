@@ -18,7 +18,7 @@ from cellgan.evaluation.comparison.cell_files import (
     check_values,
     open_cells,
 )
-from cellgan.evaluation.comparison.draws import DrawnCells, draw_cells
+from cellgan.evaluation.comparison.draws import DrawnCells, DrawnLabel, draw_cells
 from cellgan.evaluation.comparison.space import LIBRARY_SIZE, Labels, Rows, scale_cells
 from cellgan.experiment import Experiment
 from cellgan.seeds import derive_seed
@@ -67,8 +67,8 @@ class Comparison:
     """The obs column compared; None without labels."""
     covariates: Mapping[str, Mapping[str, Labels]]
     """Further obs columns that both files have -> side -> category of every cell."""
-    label_states: Mapping[str, Mapping[str, Any]]
-    """Label -> ``{"n": cells a side, "state": what became of it}``."""
+    label_states: Mapping[str, DrawnLabel]
+    """What became of the labels of held-out cells; empty without labels."""
     split: str
     """What the held-out cells are: "test", "valid" or `BY_CHANCE`."""
     knows_training: bool
@@ -337,11 +337,7 @@ def _compare(
         labels=_of_sides(of_real, of_made, rows),
         label=label,
         covariates={name: _of_sides(*both, rows) for name, both in columns.items()},
-        label_states={
-            name: {"n": n, "state": state}
-            for name, (n, state) in drawn.labels.items()
-            if label is not None
-        },
+        label_states=drawn.labels if label is not None else {},
         split=real.split,
         knows_training=real.knows_training,
         held_out_by=held_out_by,
@@ -382,7 +378,7 @@ def _unmatched_labels(
     label: str | None, drawn: DrawnCells, strangers: Labels
 ) -> tuple[str, ...]:
     """Warn of labels of one side alone: they may be one label, spelled twice."""
-    lacking = [name for name, (_, state) in drawn.labels.items() if state == "missing"]
+    lacking = [name for name, of in drawn.labels.items() if of.state == "missing"]
     if label is None or not lacking or not len(strangers):
         return ()
     pairs = {name: did_you_mean(name, lacking) for name in strangers.tolist()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Floor = Literal["independent", "permuted", "label_means"]
 """Cells that keep only part of the truth.
@@ -13,6 +13,7 @@ Floor = Literal["independent", "permuted", "label_means"]
 - ``"permuted"``: every gene's values permuted across all cells, whatever their label.
 - ``"label_means"``: every cell is the mean of its label.
 """
+FLOORS: tuple[Floor, ...] = get_args(Floor)
 Defect = Literal[
     "missing_label", "library_size", "dependence", "weak_effects", "noise_cells"
 ]

@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from cellgan.evaluation.comparison.pairs import Draws, Estimates, Pair
 from cellgan.evaluation.comparison.space import Floats
 from cellgan.evaluation.metrics.catalogue import Defect, Metric
+from cellgan.evaluation.report.document import GiveawayGene
 from cellgan.seeds import derive_seed
 
 N_FOLDS = 5
@@ -103,24 +104,6 @@ class OutOfFold:
     importances: Floats
     """Mean decrease in impurity of every variable gene ``(n_variable,)``, summing to
     1: the mean over the folds' forests."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GiveawayGene:
-    """A gene by which other cells are told from real ones."""
-
-    gene: str
-    importance: float
-    """Share of the forests' decrease in impurity."""
-    auc: float
-    """Share of (real, other) pairs of cells in which the other one expresses it more,
-    ties counting half: below 0.5 for a gene with too little expression."""
-    real_mean: float
-    """Mean log expression."""
-    other_mean: float
-    real_detection: float
-    """Share of cells that express it."""
-    other_detection: float
 
 
 def classifiers_metrics(pair: Pair) -> Estimates:
@@ -233,9 +216,9 @@ def _giveaway_gene(pair: Pair, column: int, importance: float) -> GiveawayGene:
         importance=importance,
         auc=float(weighted_auc(real, other, as_they_are)[0]),
         real_mean=float(real.mean(dtype=np.float64)),
-        other_mean=float(other.mean(dtype=np.float64)),
-        real_detection=float((real > 0).mean()),
-        other_detection=float((other > 0).mean()),
+        generated_mean=float(other.mean(dtype=np.float64)),
+        real_detected=float((real > 0).mean()),
+        generated_detected=float((other > 0).mean()),
     )
 
 

@@ -29,6 +29,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from cellgan.evaluation.comparison.pairs import Side
 from cellgan.evaluation.comparison.space import Floats, Labels, Rows
+from cellgan.evaluation.report.document import MemorisationNumber
 from cellgan.seeds import derive_seed
 
 Profiles: TypeAlias = npt.NDArray[np.float32]
@@ -120,25 +121,6 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """Name of a number -> its title, and its meaning."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MemorisationNumber:
-    """One number of the check; nan where undefined."""
-
-    name: str
-    title: str
-    value: float
-    low: float
-    high: float
-    """Ends of the 95 % interval."""
-    ceiling: float
-    """What fresh held-out cells reach in place of generated ones."""
-    meaning: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all fields by name."""
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,8 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
@@ -33,8 +32,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 
 from cellgan.evaluation.figures.canvas import Picture
+from cellgan.evaluation.report.document import ExperimentReport
 from cellgan.evaluation.report.model_card import flat, metrics_table
-from cellgan.evaluation.report.tables import ExperimentReport, family_scores, pooled
+from cellgan.evaluation.report.tables import family_scores, pooled
 from cellgan.experiment import replacing
 
 PNG_SIZE = struct.Struct(">II")
@@ -63,7 +63,7 @@ def write_boards(
         Its pictures.
     """
     now = time.time()
-    step = int(experiment["run"]["origin"].get("step") or 0)
+    step = int(experiment.run.origin.get("step") or 0)
     values = [
         *_session(experiment, now),
         *(
@@ -90,14 +90,14 @@ def write_boards(
 
 def scalars(experiment: ExperimentReport) -> dict[str, float]:
     """Return the key numbers: the scores, and the first value of every family."""
-    found = {"overall score": experiment["overall"]}
+    found = {"overall score": experiment.overall}
     for family, score in family_scores(experiment).items():
         found[f"score/{family}"] = score
     families = set()
     for result in pooled(experiment):
-        if result["family"] not in families:
-            families.add(result["family"])
-            found[f"value/{result['name']}"] = result["value"]
+        if result.family not in families:
+            families.add(result.family)
+            found[f"value/{result.name}"] = result.value
     return {tag: value for tag, value in found.items() if value is not None}
 
 
@@ -124,8 +124,8 @@ def hyperparameters(experiment: ExperimentReport) -> dict[str, bool | float | st
 
     Lists, as of layers, are written as text.
     """
-    parameters: Mapping[str, Any] = experiment["run"]["parameters"] or {}
-    blocks = {of: parameters[of] for of in ("model", "training") if of in parameters}
+    parameters = experiment.run.parameters or {}
+    blocks = {key: parameters.get(key) or {} for key in ("model", "training")}
     return {
         key: str(value) if isinstance(value, list) else value
         for key, value in flat(blocks).items()

@@ -6,28 +6,42 @@ pictures alone. A number that is undefined is null.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cellgan.errors import DataError
-from cellgan.evaluation.comparison.draws import LabelState
+from cellgan.evaluation.comparison.draws import DrawnLabel
 from cellgan.evaluation.metrics.catalogue import Floor
 from cellgan.experiment import write_json
 
-SCHEMA = 2
 FORM = ConfigDict(extra="forbid")
 
 Grade = Literal["close", "usable", "far", "leak"]
-Number: TypeAlias = float | None
-Document: TypeAlias = dict[str, Any]
-"""A report as plain JSON values, in the form of `Report`."""
+
+
+def plain(value: Any) -> Any:
+    """Return JSON values: NumPy scalars as Python's, nan and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list | np.ndarray):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+Number: TypeAlias = Annotated[float | None, BeforeValidator(plain)]
+"""None where it is undefined."""
 
 
 @dataclass(frozen=True, kw_only=True, config=FORM)
@@ -46,7 +60,7 @@ class MetricRecord:
     """Ends of the 95 % bootstrap interval of `value`."""
     ceiling: Number
     """The value of real training cells in place of generated ones."""
-    floors: dict[str, Number]
+    floors: Mapping[Floor, Number]
     floor: Floor | None
     """The floor that scores 0."""
     earns: bool
@@ -108,10 +122,15 @@ class GiveawayGene:
 
     gene: str
     importance: float
+    """Share of the forests' decrease in impurity."""
     auc: Number
+    """Share of (real, generated) pairs of cells in which the generated one expresses it
+    more, ties counting half: below 0.5 for a gene with too little expression."""
     real_mean: float
+    """Mean log expression."""
     generated_mean: float
     real_detected: float
+    """Share of cells that express it."""
     generated_detected: float
 
 
@@ -122,14 +141,6 @@ class Verdict:
     grade: Grade
     headline: str
     findings: list[str]
-
-
-@dataclass(frozen=True, kw_only=True, config=FORM)
-class LabelRecord:
-    """What became of a label in the comparison."""
-
-    n: int
-    state: LabelState
 
 
 @dataclass(frozen=True, kw_only=True, config=FORM)
@@ -170,7 +181,8 @@ class ExperimentReport:
     memorisation: MemorisationRecord
     published: list[PublishedRecord]
     giveaway_genes: list[GiveawayGene]
-    labels: dict[str, LabelRecord]
+    labels: dict[str, DrawnLabel]
+    """Of the held-out cells."""
     cells: CellNumbers
     warnings: list[str]
     """What is probably a mistake of whoever made the files."""
@@ -193,13 +205,12 @@ class Report:
     experiments: dict[str, ExperimentReport]
 
 
-def write_report(path: Path, document: Document) -> None:
-    """Check a report and write it as JSON, by temporary name and rename."""
-    TypeAdapter(Report).validate_python(document)
-    write_json(path, document)
+def write_report(path: Path, document: Report) -> None:
+    """Write a report as JSON, by temporary name and rename."""
+    write_json(path, dataclasses.asdict(document))
 
 
-def read_report(path: Path) -> Document:
+def read_report(path: Path) -> Report:
     """Read a report file.
 
     Raises
@@ -208,8 +219,8 @@ def read_report(path: Path) -> Document:
         If the file is missing, or is not a report of this schema.
     """
     try:
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
-        TypeAdapter(Report).validate_python(document)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(Report).validate_python(document)
     except FileNotFoundError:
         msg = f"{path}: no such file. Run --evaluate first."
         raise DataError(msg) from None
@@ -217,20 +228,6 @@ def read_report(path: Path) -> Document:
         reason = _first_problem(error)
         msg = f"{path}: not a report of this version: {reason}. Run --evaluate again."
         raise DataError(msg) from None
-    return document
-
-
-def plain(value: Any) -> Any:
-    """Return JSON values: NumPy scalars as Python's, nan and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list | np.ndarray):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _first_problem(error: Exception) -> str:

@@ -10,20 +10,19 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
+from cellgan.evaluation.metrics.catalogue import FLOORS, Floor
+from cellgan.evaluation.report.document import (
+    CellNumbers,
+    ExperimentReport,
+    MemorisationNumber,
+    MetricRecord,
+    Report,
+)
 from cellgan.experiment import replacing
 
-Document: TypeAlias = Mapping[str, Any]
-"""A whole report: JSON values."""
-ExperimentReport: TypeAlias = Mapping[str, Any]
-"""One experiment of a report."""
-MetricResult: TypeAlias = Mapping[str, Any]
-"""One metric of an experiment, pooled or of one label."""
-
-FLOORS = ("independent", "permuted", "label_means")
 COPIED_COLUMNS = (
     *("title", "family", "modality", "label", "value", "low", "high", "ceiling"),
     *("floor", "earns", "score", "score_low", "score_high", "no_score", "n"),
@@ -39,7 +38,7 @@ LONGEST_NAME = 32
 LINE_WIDTH = 96
 BELOW_FLOOR = -0.05
 """A score below is worse than the floor by more than chance makes it."""
-FLOOR_NAMES = {
+FLOOR_NAMES: dict[Floor, str] = {
     "independent": "independent",
     "permuted": "permuted",
     "label_means": "label means",
@@ -82,21 +81,21 @@ def score_words(score: float | None) -> str:
     return "as good as real" if score >= 1 else "worse than the floor"
 
 
-def held_out_cells(cells: Mapping[str, Any]) -> str:
+def held_out_cells(cells: CellNumbers) -> str:
     """Return what the held-out cells of a report are, in words."""
-    split = cells["split"]
+    split = cells.split
     of = f"the {split} split" if split in ("test", "valid") else split
-    by = f", held out by {cells['held_out_by']}" if cells["held_out_by"] else ""
+    by = f", held out by {cells.held_out_by}" if cells.held_out_by else ""
     return f"{of}{by}"
 
 
-def used_cells(cells: Mapping[str, Any]) -> str:
+def used_cells(cells: CellNumbers) -> str:
     """Say how many cells of the files were compared, and how many were not."""
-    there = cells["in_files"]
+    in_files = cells.in_files
     used = {
-        "generated": (cells["generated"], there["generated"]),
-        "held-out": (cells["held_out"], there["held_out"]),
-        "training": (cells["control"] + cells["training"], there["training"]),
+        "generated": (cells.generated, in_files["generated"]),
+        "held-out": (cells.held_out, in_files["held_out"]),
+        "training": (cells.control + cells.training, in_files["training"]),
     }
     parts = (
         f"{n:,} of {of:,} {name} cells" + f" ({of - n:,} not)" * (of > n)
@@ -108,46 +107,44 @@ def used_cells(cells: Mapping[str, Any]) -> str:
     )
 
 
-def interval(result: Mapping[str, Any], *, undefined: str = UNDEFINED) -> str:
+def interval(
+    result: MetricRecord | MemorisationNumber, *, undefined: str = UNDEFINED
+) -> str:
     """Return the interval of a value in words."""
-    low, high = result["low"], result["high"]
+    low, high = result.low, result.high
     if low is None or high is None:
         return undefined
     return f"{number(low)} to {number(high)}"
 
 
-def pooled(experiment: ExperimentReport) -> list[MetricResult]:
+def pooled(experiment: ExperimentReport) -> list[MetricRecord]:
     """Return the metrics of all cells together."""
-    return [result for result in experiment["metrics"] if result["label"] is None]
+    return [result for result in experiment.metrics if result.label is None]
 
 
-def of_labels(experiment: ExperimentReport) -> list[MetricResult]:
+def of_labels(experiment: ExperimentReport) -> list[MetricRecord]:
     """Return the metrics of cells of one label."""
-    return [result for result in experiment["metrics"] if result["label"] is not None]
+    return [result for result in experiment.metrics if result.label is not None]
 
 
-def floor_value(result: MetricResult) -> float | None:
+def floor_value(result: MetricRecord) -> float | None:
     """Return the value that scores 0."""
-    name = result["floor"]
-    floor: float | None = None if name is None else result["floors"].get(name)
-    return floor
+    return None if result.floor is None else result.floors.get(result.floor)
 
 
-def floor_name(result: MetricResult) -> str:
+def floor_name(result: MetricRecord) -> str:
     """Return which floor a score uses, in a word or two; nothing without a floor."""
-    return FLOOR_NAMES.get(result["floor"], "")
+    return "" if result.floor is None else FLOOR_NAMES[result.floor]
 
 
-def mean_score(results: Iterable[MetricResult]) -> float | None:
+def mean_score(results: Iterable[MetricRecord]) -> float | None:
     """Return the mean score, each clipped to 0..1; None when there is none."""
     scores = [
-        min(max(result["score"], 0.0), 1.0) for result in results if _has_score(result)
+        min(max(result.score, 0.0), 1.0)
+        for result in results
+        if result.score is not None
     ]
     return sum(scores) / len(scores) if scores else None
-
-
-def _has_score(result: MetricResult) -> bool:
-    return result["score"] is not None and math.isfinite(result["score"])
 
 
 def family_scores(experiment: ExperimentReport) -> dict[str, float | None]:
@@ -155,7 +152,7 @@ def family_scores(experiment: ExperimentReport) -> dict[str, float | None]:
     return family_means(pooled(experiment))
 
 
-def family_means(results: Sequence[MetricResult]) -> dict[str, float | None]:
+def family_means(results: Sequence[MetricRecord]) -> dict[str, float | None]:
     """Return the score of every family, whose mean is the overall score.
 
     It is the mean score of the metrics that earn trust: of those that tell genes
@@ -163,12 +160,12 @@ def family_means(results: Sequence[MetricResult]) -> dict[str, float | None]:
     lower, it is taken instead. A family of checks alone is at most the mean of the
     families that earn.
     """
-    families: dict[str, list[MetricResult]] = {}
+    families: dict[str, list[MetricRecord]] = {}
     for result in results:
-        families.setdefault(result["family"], []).append(result)
+        families.setdefault(result.family, []).append(result)
     earned, checked = (
         {
-            name: mean_score(result for result in of if result["earns"] is earns)
+            name: mean_score(result for result in of if result.earns is earns)
             for name, of in families.items()
         }
         for earns in (True, False)
@@ -189,33 +186,37 @@ def _lowest(earned: float | None, checked: float | None) -> float | None:
     return min(earned, checked)
 
 
-def weakest(results: Iterable[MetricResult]) -> MetricResult | None:
+def weakest(results: Iterable[MetricRecord]) -> MetricRecord | None:
     """Return the metric with the lowest score; None when none has a score."""
-    scored = [result for result in results if result["score"] is not None]
-    return min(scored, key=lambda result: result["score"], default=None)
+    scored = [
+        (of.score, place, of)
+        for place, of in enumerate(results)
+        if of.score is not None
+    ]
+    return min(scored)[2] if scored else None
 
 
-def metric_name(result: MetricResult, experiment: ExperimentReport) -> str:
+def metric_name(result: MetricRecord, experiment: ExperimentReport) -> str:
     """Return a metric's name, with its modality where there are several."""
-    return f"{result['name']}{_modality_note(result, experiment)}"
+    return f"{result.name}{_modality_note(result, experiment)}"
 
 
-def metric_title(result: MetricResult, experiment: ExperimentReport) -> str:
+def metric_title(result: MetricRecord, experiment: ExperimentReport) -> str:
     """Return a metric's title, with its modality where there are several."""
-    return f"{result['title']}{_modality_note(result, experiment)}"
+    return f"{result.title}{_modality_note(result, experiment)}"
 
 
 def why_unknown(experiment: ExperimentReport) -> str:
     """Return why it is not known whether training cells were copied."""
-    return experiment["memorisation"]["caution"] or "training cells are not known"
+    return experiment.memorisation.caution or "training cells are not known"
 
 
-def _modality_note(result: MetricResult, experiment: ExperimentReport) -> str:
-    modalities = {other["modality"] for other in experiment["metrics"]}
-    return f" ({result['modality']})" if len(modalities) > 1 else ""
+def _modality_note(result: MetricRecord, experiment: ExperimentReport) -> str:
+    modalities = {other.modality for other in experiment.metrics}
+    return f" ({result.modality})" if len(modalities) > 1 else ""
 
 
-def ranked(document: Document) -> list[tuple[str, ExperimentReport]]:
+def ranked(document: Report) -> list[tuple[str, ExperimentReport]]:
     """Return names and experiments, the best first.
 
     Those that leak training cells are last, whatever they score: copies of training
@@ -223,14 +224,14 @@ def ranked(document: Document) -> list[tuple[str, ExperimentReport]]:
     """
 
     def place(entry: tuple[str, ExperimentReport]) -> tuple[bool, bool, float]:
-        overall = entry[1]["overall"]
-        leaks = entry[1]["verdict"]["grade"] == "leak"
+        overall = entry[1].overall
+        leaks = entry[1].verdict.grade == "leak"
         return leaks, overall is None, -(overall or 0.0)
 
-    return sorted(document["experiments"].items(), key=place)
+    return sorted(document.experiments.items(), key=place)
 
 
-def write_csv(path: Path, document: Document) -> None:
+def write_csv(path: Path, document: Report) -> None:
     """Write one row per experiment, metric and label (empty: all cells together).
 
     Parameters
@@ -244,19 +245,19 @@ def write_csv(path: Path, document: Document) -> None:
     ):
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
-        for name, experiment in document["experiments"].items():
+        for name, experiment in document.experiments.items():
             writer.writerows(
                 {
                     "experiment": name,
-                    "name": result["name"],
-                    **{column: result[column] for column in COPIED_COLUMNS},
-                    **{f"floor_{of}": result["floors"].get(of) for of in FLOORS},
+                    "name": result.name,
+                    **{column: getattr(result, column) for column in COPIED_COLUMNS},
+                    **{f"floor_{of}": result.floors.get(of) for of in FLOORS},
                 }
-                for result in experiment["metrics"]
+                for result in experiment.metrics
             )
 
 
-def leaderboard(document: Document) -> str:
+def leaderboard(document: Report) -> str:
     """Return all experiments as one table for the console, the best first."""
     header = ("experiment", "grade", "score", "weakest metric", "its score")
     rows = []
@@ -265,10 +266,10 @@ def leaderboard(document: Document) -> str:
         rows.append(
             (
                 _shortened(name),
-                experiment["verdict"]["grade"],
-                score_text(experiment["overall"], undefined="-"),
+                experiment.verdict.grade,
+                score_text(experiment.overall, undefined="-"),
                 "-" if lowest is None else _shortened(metric_name(lowest, experiment)),
-                score_text(None if lowest is None else lowest["score"], undefined="-"),
+                score_text(None if lowest is None else lowest.score, undefined="-"),
             )
         )
     return "\n".join(
@@ -281,17 +282,17 @@ def leaderboard(document: Document) -> str:
 
 def summary(name: str, experiment: ExperimentReport) -> str:
     """Return one experiment's pooled metrics as a table for the console."""
-    cells = experiment["cells"]
+    cells = experiment.cells
     header = ("metric", "value", "95 % interval", "real cells", "floor", "", "score")
     rows = [
         (
             _shortened(metric_name(result, experiment)),
-            number(result["value"], undefined="-"),
+            number(result.value, undefined="-"),
             interval(result, undefined="-"),
-            number(result["ceiling"], undefined="-"),
+            number(result.ceiling, undefined="-"),
             number(floor_value(result), undefined="-"),
             floor_name(result)[:1],
-            score_text(result["score"], undefined="-"),
+            score_text(result.score, undefined="-"),
         )
         for result in pooled(experiment)
     ]
@@ -299,7 +300,7 @@ def summary(name: str, experiment: ExperimentReport) -> str:
     notes = [f"Floors are {letters}. {SCORE_LEGEND}", *_missing_scores(experiment)]
     return "\n".join(
         (
-            f"{name}: {cells['generated']} generated against {cells['held_out']} "
+            f"{name}: {cells.generated} generated against {cells.held_out} "
             f"held-out cells ({held_out_cells(cells)})",
             *_aligned(header, rows, numeric=(1, 2, 3, 4, 6)),
             *_wrapped([*notes, used_cells(cells)]),
@@ -311,9 +312,9 @@ def _missing_scores(experiment: ExperimentReport) -> list[str]:
     """Return a sentence for each reason why metrics have no score."""
     names: dict[str, list[str]] = {}
     for result in pooled(experiment):
-        if result["score"] is None:
+        if result.score is None:
             name = metric_name(result, experiment)
-            names.setdefault(result["no_score"] or "undefined", []).append(name)
+            names.setdefault(result.no_score or "undefined", []).append(name)
     return [f"No score, {why}: {', '.join(of)}." for why, of in names.items()]
 
 

@@ -7,13 +7,18 @@ A finding names a defect and carries the number it rests on. Thresholds are on s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from cellgan.evaluation.comparison.draws import FEWEST_PER_LABEL
+from cellgan.evaluation.comparison.draws import FEWEST_PER_LABEL, DrawnLabel
 from cellgan.evaluation.comparison.pairs import Side
 from cellgan.evaluation.metrics.catalogue import Defect
+from cellgan.evaluation.report.document import (
+    Grade,
+    MemorisationRecord,
+    MetricRecord,
+    Verdict,
+)
 
 CLOSE, USABLE = 0.9, 0.6
 """Overall scores from which generated cells are close to real ones, or usable."""
@@ -27,20 +32,20 @@ OUTSIDE = 0.05
 WEAK = 0.8
 """Log-fold changes below this part of what real cells reach are weak."""
 
-Records = Mapping[str, Mapping[str, Any]]
+Records = Mapping[str, MetricRecord]
 
 
 def verdict(  # noqa: PLR0913  (one argument for each thing that is looked at)
-    records: Sequence[Mapping[str, Any]],
-    overall: float,
+    records: Sequence[MetricRecord],
+    overall: float | None,
     *,
     held_out: Side,
     generated: Side,
     are_counts: bool,
-    label_states: Mapping[str, Mapping[str, Any]],
-    memorisation: Mapping[str, Any],
+    label_states: Mapping[str, DrawnLabel],
+    memorisation: MemorisationRecord,
     warnings: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Verdict:
     """Return grade, headline and findings of one comparison.
 
     Parameters
@@ -48,7 +53,7 @@ def verdict(  # noqa: PLR0913  (one argument for each thing that is looked at)
     records
         All metric records.
     overall
-        From `cellgan.evaluation.suite.overall_score`; nan where nothing has a score.
+        From `cellgan.evaluation.scoring.overall_score`; None where nothing has a score.
     held_out, generated
         The sides that were compared, of the first modality.
     are_counts
@@ -68,29 +73,26 @@ def verdict(  # noqa: PLR0913  (one argument for each thing that is looked at)
             of, held_out, generated, are_counts=False, label_states={}
         ):
             found[f"{modality} {name}"] = f"{modality.upper()}: {sentence}"
-    leaks = [f"Memorised: {reason}" for reason in memorisation["reasons"]]
+    leaks = [f"Memorised: {reason}" for reason in memorisation.reasons]
     findings = [*leaks, *warnings, *found.values(), *_weakest_labels(records)]
     if not findings:
         findings = ["No metric tells generated from real cells beyond chance"]
     findings += [*_unjudged_labels(label_states), *_unjudged_pairing(records)]
-    if memorisation["leaks"] is None:
+    if memorisation.leaks is None:
         findings.append(
             "Leaks were not looked for: it is not known which cells were trained on"
         )
-    grade = _grade(overall, leaks=bool(memorisation["leaks"]), n_defects=len(found))
-    return {
-        "grade": grade,
-        "headline": _headline(grade, overall, pooled),
-        "findings": findings,
-    }
+    grade = _grade(overall, leaks=bool(memorisation.leaks), n_defects=len(found))
+    headline = _headline(grade, overall, pooled)
+    return Verdict(grade=grade, headline=headline, findings=findings)
 
 
-def _by_modality(records: Sequence[Mapping[str, Any]]) -> dict[str, Records]:
+def _by_modality(records: Sequence[MetricRecord]) -> dict[str, Records]:
     """Return the pooled metrics of every modality, those of the first one first."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    found: dict[str, dict[str, MetricRecord]] = {}
     for record in records:
-        if record["label"] is None:
-            found.setdefault(record["modality"], {})[record["name"]] = record
+        if record.label is None:
+            found.setdefault(record.modality, {})[record.name] = record
     return dict(found)
 
 
@@ -99,10 +101,10 @@ def defects(
     held_out: Side,
     generated: Side,
     are_counts: bool,  # noqa: FBT001  (handed on by `verdict`)
-    label_states: Mapping[str, Mapping[str, Any]],
+    label_states: Mapping[str, DrawnLabel],
 ) -> Iterator[tuple[Defect | str, str]]:
     """Yield each defect that the numbers show, with a sentence."""
-    missing = [name for name, of in label_states.items() if of["state"] == "missing"]
+    missing = [name for name, of in label_states.items() if of.state == "missing"]
     if missing:
         named = ", ".join(missing[:LABELS_NAMED])
         more = f" and {len(missing) - LABELS_NAMED} more" * (
@@ -116,8 +118,8 @@ def defects(
         yield (
             "dependence",
             f"Genes do not vary together within a label as they do in real cells: "
-            f"agreement of correlations {record['value']:.2f}, real cells reach "
-            f"{record['ceiling']:.2f}",
+            f"agreement of correlations {record.value:.2f}, real cells reach "
+            f"{record.ceiling:.2f}",
         )
     yield from _weak_effects(pooled)
     yield from _noise_cells(pooled)
@@ -127,10 +129,10 @@ def defects(
 def _is_low(pooled: Records, name: str) -> bool:
     """Tell whether a score is low beyond its interval."""
     record = pooled.get(name)
-    if record is None or not _is_number(record["score"]):
+    if record is None or record.score is None:
         return False
-    high = record["score_high"]
-    return bool(record["score"] < LOW and (not _is_number(high) or high < CLOSE))
+    high = record.score_high
+    return bool(record.score < LOW and (high is None or high < CLOSE))
 
 
 def _library_sizes(held_out: Side, generated: Side) -> Iterator[tuple[Defect, str]]:
@@ -150,28 +152,28 @@ def _library_sizes(held_out: Side, generated: Side) -> Iterator[tuple[Defect, st
 
 def _weak_effects(pooled: Records) -> Iterator[tuple[Defect, str]]:
     record = pooled.get("log_fold_change_slope")
-    if record is None or not all(_is_number(record[k]) for k in ("value", "ceiling")):
+    if record is None or record.value is None or record.ceiling is None:
         return
-    high = record["high"] if _is_number(record["high"]) else record["value"]
-    if high < WEAK * record["ceiling"]:
+    high = record.high if record.high is not None else record.value
+    if high < WEAK * record.ceiling:
         yield (
             "weak_effects",
             f"Differences between labels are too small: log-fold changes are "
-            f"{record['value']:.2f} of the real ones, real cells reach "
-            f"{record['ceiling']:.2f}",
+            f"{record.value:.2f} of the real ones, real cells reach "
+            f"{record.ceiling:.2f}",
         )
 
 
 def _noise_cells(pooled: Records) -> Iterator[tuple[Defect, str]]:
     record = pooled.get("precision")
-    if record is None or not all(_is_number(record[k]) for k in ("value", "ceiling")):
+    if record is None or record.value is None or record.ceiling is None:
         return
-    high = record["high"] if _is_number(record["high"]) else record["value"]
-    if high < record["ceiling"] - OUTSIDE:
+    high = record.high if record.high is not None else record.value
+    if high < record.ceiling - OUTSIDE:
         yield (
             "noise_cells",
-            f"{1 - record['value']:.0%} of the generated cells lie nowhere near a real "
-            f"one (of real cells {1 - record['ceiling']:.0%})",
+            f"{1 - record.value:.0%} of the generated cells lie nowhere near a real "
+            f"one (of real cells {1 - record.ceiling:.0%})",
         )
 
 
@@ -195,16 +197,19 @@ def _low_families(pooled: Records) -> Iterator[tuple[str, str]]:
     }
     for name, sentence in sentences.items():
         if _is_low(pooled, name):
-            yield name, sentence.format(**pooled[name])
+            yield (
+                name,
+                sentence.format(value=pooled[name].value, ceiling=pooled[name].ceiling),
+            )
 
 
-def _weakest_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _weakest_labels(records: Sequence[MetricRecord]) -> list[str]:
     """Return a sentence on the labels that score far below the others."""
     scores: dict[str, list[float]] = {}
     for record in records:
-        if record["label"] is not None and _is_number(record["score"]):
-            score = float(np.clip(record["score"], 0, 1))
-            scores.setdefault(record["label"], []).append(score)
+        if record.label is not None and record.score is not None:
+            score = float(np.clip(record.score, 0, 1))
+            scores.setdefault(record.label, []).append(score)
     means = {label: float(np.mean(of)) for label, of in scores.items()}
     if len(means) < 2:
         return []
@@ -218,9 +223,9 @@ def _weakest_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _unjudged_labels(label_states: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _unjudged_labels(label_states: Mapping[str, DrawnLabel]) -> Iterator[str]:
     """Say how many labels have too few cells to be judged."""
-    few = {name: of["n"] for name, of in label_states.items() if _is_few(of)}
+    few = {name: of.n for name, of in label_states.items() if of.state == "too few"}
     if few:
         named = [f"{name}: {n}" for name, n in list(few.items())[:LABELS_NAMED]]
         more = ", ..." * (len(few) > LABELS_NAMED)
@@ -231,36 +236,32 @@ def _unjudged_labels(label_states: Mapping[str, Mapping[str, Any]]) -> Iterator[
         )
 
 
-def _is_few(state: Mapping[str, Any]) -> bool:
-    return bool(state["state"] == "too few")
-
-
-def _unjudged_pairing(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _unjudged_pairing(records: Sequence[MetricRecord]) -> Iterator[str]:
     """Say so where nothing tells whose ATAC belongs to whose RNA."""
-    scores = [of["score"] for of in records if of["family"] == "modalities"]
-    if scores and not any(map(_is_number, scores)):
+    scores = [of.score for of in records if of.family == "modalities"]
+    if scores and all(score is None for score in scores):
         yield "The pairing of the modalities could not be judged on these data"
 
 
-def _grade(overall: float, *, leaks: bool, n_defects: int) -> str:
+def _grade(overall: float | None, *, leaks: bool, n_defects: int) -> Grade:
     if leaks:
         return "leak"
-    if not _is_number(overall) or overall < USABLE:
+    if overall is None or overall < USABLE:
         return "far"
     return "close" if overall >= CLOSE and not n_defects else "usable"
 
 
-def _headline(grade: str, overall: float, pooled: Records) -> str:
-    scored = (
-        f"overall score {overall:.2f} (1: as good as real cells, 0: as bad as genes "
-        f"drawn independently)"
-    )
-    if not _is_number(overall):
-        scored = "nothing could be scored"
+def _headline(grade: Grade, overall: float | None, pooled: Records) -> str:
+    scored = "nothing could be scored"
+    if overall is not None:
+        scored = (
+            f"overall score {overall:.2f} (1: as good as real cells, 0: as bad as "
+            f"genes drawn independently)"
+        )
     auc = pooled.get("forest_auc_genes")
     told = ""
-    if auc is not None and _is_number(auc["value"]):
-        value = auc["value"]
+    if auc is not None and auc.value is not None:
+        value = auc.value
         told = f"; a classifier tells them from real cells with an AUC of {value:.2f}"
     texts = {
         "leak": "Training cells are copied: do not share these cells",
@@ -269,7 +270,3 @@ def _headline(grade: str, overall: float, pooled: Records) -> str:
         "close": "Generated cells are close to real ones",
     }
     return f"{texts[grade]}: {scored}{told}."
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and bool(np.isfinite(value))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cellgan.evaluation.comparison.draws import FEWEST_PER_LABEL, draw_cells
+from cellgan.evaluation.comparison.draws import (
+    FEWEST_PER_LABEL,
+    DrawnLabel,
+    draw_cells,
+)
 
 
 def labels(**numbers: int):
@@ -62,8 +66,8 @@ def test_missing_label_stays_among_the_real_cells_and_others_fill_its_place():
     drawn = draw(generated := labels(a=500, b=60))
     assert counts(HELD_OUT, drawn.held_out) == {"a": 100, "b": 60, "c": 40}
     assert counts(generated, drawn.generated) == {"a": 140, "b": 60}
-    assert drawn.labels["c"] == (40, "missing")
-    assert drawn.labels["a"] == (100, "compared")
+    assert drawn.labels["c"] == DrawnLabel(40, "missing")
+    assert drawn.labels["a"] == DrawnLabel(100, "compared")
 
 
 def test_labels_that_nobody_asked_for_are_left_out_on_every_side():
@@ -71,7 +75,7 @@ def test_labels_that_nobody_asked_for_are_left_out_on_every_side():
     assert counts(HELD_OUT, drawn.held_out) == {"a": 100, "b": 60}
     assert counts(TRAINING, drawn.control) == {"a": 100, "b": 60}
     assert counts(TRAINING, drawn.training) == {"a": 200, "b": 90}
-    assert drawn.labels["c"] == (0, "not asked for")
+    assert drawn.labels["c"] == DrawnLabel(0, "not asked for")
 
 
 def test_numbers_fall_in_proportion_when_there_are_too_many():
@@ -82,7 +86,7 @@ def test_numbers_fall_in_proportion_when_there_are_too_many():
 
 def test_label_with_few_cells_is_said_to_have_too_few():
     drawn = draw(labels(a=500, b=500, c=FEWEST_PER_LABEL - 1))
-    assert drawn.labels["c"] == (FEWEST_PER_LABEL - 1, "too few")
+    assert drawn.labels["c"] == DrawnLabel(FEWEST_PER_LABEL - 1, "too few")
 
 
 def test_strange_labels_are_not_drawn():

@@ -124,14 +124,14 @@ def test_labels_asked_for_are_known_from_the_file(experiment):
     )
     cells.uns["cellgan"] = {"cells_no": np.array([0, 30, 45]), "are_counts": False}
     compared = compare(experiment, cells)
-    assert compared.label_states["type A"]["state"] == "not asked for"
+    assert compared.label_states["type A"].state == "not asked for"
     assert "type A" not in compared.labels["held_out"]
 
 
 def test_label_that_was_asked_for_and_is_not_there_is_missing(experiment):
     cells = made_cells()
     compared = compare(experiment, cells[cells.obs["cluster"] != "type A"].copy())
-    assert compared.label_states["type A"]["state"] == "missing"
+    assert compared.label_states["type A"].state == "missing"
     assert "type A" in compared.labels["held_out"]
 
 

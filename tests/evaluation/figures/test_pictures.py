@@ -71,7 +71,7 @@ def names(pictures):
 
 
 def test_all_pictures_are_png_with_title_and_numbers(pair):
-    genes = make_experiment()["giveaway_genes"]
+    genes = list(map(dataclasses.asdict, make_experiment().giveaway_genes))
     pictures = draw_pictures(pair, giveaway_genes=genes, distances=DISTANCES)
     assert names(pictures) == [*ALWAYS, "giveaway_genes", "distances"]
     for picture in pictures:
@@ -295,7 +295,7 @@ def test_correlations_tell_their_size_and_difference(pair):
 
 
 def test_giveaway_genes_are_drawn_by_importance(figures):
-    genes = make_experiment()["giveaway_genes"]
+    genes = list(map(dataclasses.asdict, make_experiment().giveaway_genes))
     picture = gene_pictures.giveaway_picture(genes[::-1])
     bars = figures()[0].axes[0].patches
     assert [bar.get_width() for bar in bars] == [0.125, 0.0625, 0.03]
@@ -339,7 +339,7 @@ def test_labels_and_genes_are_shown_as_they_are_when_they_have_dollar_signs(
     )
     draw_pictures(
         make_pair(*renamed[:2], frame, 0),
-        giveaway_genes=make_experiment()["giveaway_genes"],
+        giveaway_genes=list(map(dataclasses.asdict, make_experiment().giveaway_genes)),
     )
     texts = [text for figure in figures() for text in figure.findobj(Text)]
     with_dollars = [text for text in texts if "$" in text.get_text()]

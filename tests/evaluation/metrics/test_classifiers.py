@@ -238,8 +238,8 @@ def test_gene_that_is_never_expressed_gives_cells_away():
     assert first.importance == pytest.approx(max(unequal_scores().importances))
     assert first.auc == pytest.approx((real == 0).mean() / 2)
     assert first.real_mean == pytest.approx(real.mean())
-    assert first.real_detection == pytest.approx((real > 0).mean())
-    assert (first.other_mean, first.other_detection) == (0.0, 0.0)
+    assert first.real_detected == pytest.approx((real > 0).mean())
+    assert (first.generated_mean, first.generated_detected) == (0.0, 0.0)
 
 
 def test_giveaway_genes_come_in_order_of_importance():

@@ -13,7 +13,7 @@ from cellgan.evaluation.report.boards import hyperparameters, scalars, write_boa
 from tests.evaluation.documents import PNG, make_copied, make_experiment
 
 WRITE_AND_READ = """
-import json, sys, types
+import dataclasses, json, sys, types
 from pathlib import Path
 
 from cellgan.evaluation.report.boards import write_boards
@@ -22,10 +22,9 @@ from tests.evaluation.documents import PNG, make_document
 
 logs = Path(sys.argv[1])
 pictures = [Picture("map", "Map of <cells>", "57 % are generated", PNG)]
-stale = make_document()["experiments"]["pbmc"]
-stale["overall"] = 0.111
+stale = dataclasses.replace(make_document().experiments["pbmc"], overall=0.111)
 write_boards(logs / "pbmc/job/evaluation", "pbmc", stale, pictures)
-for name, experiment in make_document()["experiments"].items():
+for name, experiment in make_document().experiments.items():
     write_boards(logs / name / "job/evaluation", name, experiment, pictures)
 loaded = [name for name in ("tensorflow", "keras") if name in sys.modules]
 
@@ -127,7 +126,7 @@ def test_writing_again_replaces_what_was_there(read):
         for metric in session["metricValues"]
         if metric["name"]["tag"] == "overall score"
     ]
-    assert overall == pytest.approx([make_experiment()["overall"]])
+    assert overall == pytest.approx([make_experiment().overall])
 
 
 def test_numbers_are_of_the_training_step_of_the_cells(read):

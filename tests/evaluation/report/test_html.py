@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from cellgan.evaluation.figures.canvas import Picture
-from cellgan.evaluation.report import markup
 from cellgan.evaluation.report.html import page, write_html
+from cellgan.evaluation.report.rendering import environment
 from tests.evaluation.documents import GENE, NASTY, PNG, make_document
 
 PICTURES = (
@@ -154,11 +156,11 @@ def test_leaderboard_comes_first_and_leaks_come_last(text):
 
 def test_verdicts_say_headline_findings_and_grade(text):
     (verdicts,) = re.findall('<div class="verdicts">.*?</div>', text, re.S)
-    found = make_document()["experiments"]
+    found = make_document().experiments
     shown = "\n".join(Page(verdicts.removesuffix("</div>")).texts)
     for experiment in found.values():
-        verdict = experiment["verdict"]
-        for sentence in (verdict["headline"], *verdict["findings"], verdict["grade"]):
+        verdict = experiment.verdict
+        for sentence in (verdict.headline, *verdict.findings, verdict.grade):
             assert sentence in shown
 
 
@@ -170,37 +172,46 @@ def test_a_leak_is_marked_and_said(text):
 
 def test_unknown_training_cells_are_no_clean_bill():
     document = make_document()
-    document["experiments"]["pbmc"]["memorisation"]["known"] = False
+    one = document.experiments["pbmc"]
+    unknown = dataclasses.replace(one.memorisation, known=False)
+    document.experiments["pbmc"] = dataclasses.replace(one, memorisation=unknown)
     text = page(document, {})
     assert "It is not known which cells were trained on" in text
     assert "No sign that training cells were copied" not in text
 
 
-def test_numbers_show_three_digits_and_sort_by_all():
-    assert markup.number_cell(0.123456) == (
+@pytest.fixture(scope="module")
+def pieces():
+    return environment().get_template("pieces.html.j2").module
+
+
+def test_numbers_show_three_digits_and_sort_by_all(pieces):
+    assert pieces.number(0.123456) == (
         '<td class="number" data-sort="0.123456">0.123</td>'
     )
 
 
-def test_undefined_numbers_are_a_dash_that_says_so():
+def test_undefined_numbers_are_a_dash_that_says_so(pieces):
     dash = '<td class="number" data-sort=""><span title="undefined">\u2013</span></td>'
-    assert markup.number_cell(None) == dash
-    assert markup.interval_cell({"low": 0.1, "high": None}) == dash
-    assert markup.score_cell({"score": None}) == dash
+    assert pieces.number(None) == dash
+    assert pieces.interval(SimpleNamespace(low=0.1, high=None)) == dash
+    assert pieces.score(None) == dash
 
 
 @pytest.mark.parametrize(
     ("score", "x", "width"),
     [(0.0, 10, 0), (0.5, 10, 50), (1.0, 10, 100), (-0.05, 5, 5), (9.0, 10, 120)],
 )
-def test_bar_reaches_from_floor_to_score_and_ends_in_the_picture(score, x, width):
-    (bar,) = re.findall('class="value" [^>]*', markup.score_cell({"score": score}))
+def test_bar_reaches_from_floor_to_score_and_ends_in_the_picture(
+    pieces, score, x, width
+):
+    (bar,) = re.findall('class="value" [^>]*', pieces.score(score))
     found = dict(re.findall(r'(\w+)="([-\d.]+)"', bar))
     assert (float(found["x"]), float(found["width"])) == (x, width)
 
 
-def test_bar_draws_its_interval_and_says_it():
-    cell = markup.score_cell({"score": 0.5, "score_low": 0.25, "score_high": 0.75})
+def test_bar_draws_its_interval_and_says_it(pieces):
+    cell = pieces.score(0.5, 0.25, 0.75)
     assert 'class="interval" d="M35.0 8H85.0"' in cell
     assert 'aria-label="score 0.500: 0 is the floor, 1 real cells; ' in cell
     assert "interval 0.250 to 0.750" in cell
@@ -212,7 +223,7 @@ def test_p_value_stands_beside_its_pooled_metric_alone(text):
 
 def test_page_of_a_report_without_labels_genes_and_pictures_is_whole():
     document = make_document()
-    del document["experiments"]["pbmc"]
+    del document.experiments["pbmc"]
     text = page(document, {})
     assert Page(text).open == []
     assert "<h3>Pictures" not in text

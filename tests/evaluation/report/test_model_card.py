@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -53,7 +54,8 @@ def test_front_matter_names_library_and_tags(card):
 
 def test_front_matter_splits_joint_modalities_and_leaves_out_an_unknown_model():
     experiment = make_copied()
-    experiment["metrics"][0]["modality"] = "rna+atac"
+    metrics = experiment.metrics
+    metrics[0] = dataclasses.replace(metrics[0], modality="rna+atac")
     _, front, _ = model_card("x", experiment).split("---\n", 2)
     assert yaml.safe_load(front)["tags"][3:] == ["atac", "rna"]
 
@@ -88,7 +90,8 @@ def test_a_leak_is_said_first():
 
 def test_unknown_training_cells_are_no_clean_bill():
     experiment = make_experiment()
-    experiment["memorisation"]["known"] = False
+    unknown = dataclasses.replace(experiment.memorisation, known=False)
+    experiment = dataclasses.replace(experiment, memorisation=unknown)
     section = model_card("pbmc", experiment).partition("## Memorisation")[2]
     assert section.strip().startswith("It is not known which cells were trained on")
 
@@ -119,8 +122,8 @@ def test_training_parameters_are_listed_as_they_are(card):
 def test_parameters_of_the_card_make_the_same_experiment_again(tmp_path):
     parameters = load_parameters(ROOT / "parameters.json").experiments["pbmc"]
     experiment = make_experiment()
-    experiment["run"]["parameters"] = as_json(parameters)
-    card = model_card("pbmc", experiment)
+    run = dataclasses.replace(experiment.run, parameters=as_json(parameters))
+    card = model_card("pbmc", dataclasses.replace(experiment, run=run))
     file = tmp_path / "parameters.json"
     file.write_text(re.findall("```json\n(.*?)```", card, re.S)[0])
     assert load_parameters(file).experiments["pbmc"] == parameters
@@ -128,7 +131,8 @@ def test_parameters_of_the_card_make_the_same_experiment_again(tmp_path):
 
 def test_card_says_what_was_asked_for_beside_the_parameters():
     experiment = make_experiment()
-    experiment["run"]["origin"] |= {"cells_no": [3, 0], "request": '{"counts": true}'}
+    asked = {"cells_no": [3, 0], "request": '{"counts": true}'}
+    experiment.run.origin.update(asked)
     section = model_card("x", experiment).partition("## How to reproduce")[2]
     asked = section.partition("`--generate` was asked for ")[2]
     assert "cells_no` `[3, 0]`, `seed` `5`, `request` " in asked
@@ -143,7 +147,7 @@ def test_a_card_without_parameters_says_so():
 @pytest.mark.parametrize("text", ["a`b", "``", "a|b", "<T> & $x$", "back\\slash"])
 def test_code_shows_any_value(text):
     experiment = make_experiment()
-    experiment["run"]["origin"] = {"file": text}
+    experiment.run.origin["file"] = text
     training = model_card("x", experiment).partition("## Training")[2]
     assert f"file\n{json.dumps(text)}\n" in shown(training.partition("## Int")[0])
 

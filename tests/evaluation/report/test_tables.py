@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import csv
+import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
+from cellgan.evaluation.metrics.catalogue import FLOORS
 from cellgan.evaluation.report import tables
-from cellgan.evaluation.report.document import write_report
+from cellgan.evaluation.report.document import MetricRecord, write_report
 from tests.evaluation.documents import METRICS, NASTY, make_document, make_experiment
 
 
@@ -20,6 +22,12 @@ def document():
 @pytest.fixture
 def experiment():
     return make_experiment()
+
+
+def edit(experiment, index, **changes):
+    """Change one metric of an experiment."""
+    metrics = experiment.metrics
+    metrics[index] = dataclasses.replace(metrics[index], **changes)
 
 
 def test_the_small_report_is_one(tmp_path, document):
@@ -53,37 +61,39 @@ def test_number_has_three_digits(value, text):
 
 
 def test_mean_score_clips_scores_and_leaves_out_undefined_ones():
-    results = [{"score": score} for score in (1.5, -2.0, 0.5, None)]
+    results = [SimpleNamespace(score=score) for score in (1.5, -2.0, 0.5, None)]
     assert tables.mean_score(results) == 0.5
-    assert tables.mean_score([{"score": None}]) is None
+    assert tables.mean_score(results[3:]) is None
     assert tables.mean_score([]) is None
 
 
 def test_family_scores_are_means_of_pooled_metrics(experiment):
-    for result in experiment["metrics"]:
-        result["score"] = 0.25 if result["label"] is None else 1.0
-    experiment["metrics"][1]["score"] = 0.75  # the second of "distribution"
+    for index, result in enumerate(experiment.metrics):
+        score = 0.25 if result.label is None else 1.0
+        edit(experiment, index, score=score)
+    edit(experiment, 1, score=0.75)  # the second of "distribution"
     scores = tables.family_scores(experiment)
     assert list(scores)[:2] == ["distribution", "support"]
     assert (scores["distribution"], scores["support"]) == (0.5, 0.25)
 
 
 def test_metrics_are_named_by_modality_only_where_there_are_several(experiment):
-    result = experiment["metrics"][0]
+    result = experiment.metrics[0]
     assert tables.metric_name(result, experiment) == "mmd_squared"
-    experiment["metrics"][1]["modality"] = "atac"
+    edit(experiment, 1, modality="atac")
     assert tables.metric_name(result, experiment) == "mmd_squared (rna)"
-    assert tables.metric_title(result, experiment) == f"{result['title']} (rna)"
+    assert tables.metric_title(result, experiment) == f"{result.title} (rna)"
 
 
 def test_leaking_and_unscored_experiments_are_ranked_after_others(document):
-    one = document["experiments"]["pbmc"]
-    document["experiments"] = {
-        "leaks": document["experiments"]["pbmc_copied"],
-        "unscored": {**one, "overall": None},
-        "poor": {**one, "overall": 0.1},
-        "good": {**one, "overall": 0.9},
+    one = document.experiments["pbmc"]
+    experiments = {
+        "leaks": document.experiments["pbmc_copied"],
+        "unscored": dataclasses.replace(one, overall=None),
+        "poor": dataclasses.replace(one, overall=0.1),
+        "good": dataclasses.replace(one, overall=0.9),
     }
+    document = dataclasses.replace(document, experiments=experiments)
     order = [name for name, _ in tables.ranked(document)]
     assert order == ["good", "poor", "unscored", "leaks"]
 
@@ -106,22 +116,22 @@ def test_csv_has_a_row_per_experiment_metric_and_label(tmp_path, document):
 
 
 def test_csv_has_every_number_unrounded_and_nothing_where_undefined(tmp_path, document):
-    result = document["experiments"]["pbmc"]["metrics"][0]
-    result["value"] = 0.123456789012
+    edit(document.experiments["pbmc"], 0, value=0.123456789012)
+    result = document.experiments["pbmc"].metrics[0]
     row, *_, undefined = read_csv(tmp_path, document)[1:8]
     assert float(row["value"]) == 0.123456789012
-    assert [float(row[f"floor_{name}"]) for name in tables.FLOORS] == [0.09, 0.12, 0.31]
+    assert [float(row[f"floor_{name}"]) for name in FLOORS] == [0.09, 0.12, 0.31]
     assert (row["floor"], row["n"]) == ("permuted", "300")
     for column in ("low", "high", "ceiling", "score", "score_low", "score_high"):
-        assert float(row[column]) == result[column]
+        assert float(row[column]) == getattr(result, column)
         assert undefined[column] == ""
     assert (undefined["floor"], undefined["floor_permuted"]) == ("", "")
 
 
 def test_csv_columns_are_all_that_is_known_of_a_metric(tmp_path, document):
-    known = set(document["experiments"]["pbmc"]["metrics"][0]) - {"floors"}
+    known = {field.name for field in dataclasses.fields(MetricRecord)} - {"floors"}
     row = read_csv(tmp_path, document)[0]
-    floors = {f"floor_{name}" for name in tables.FLOORS}
+    floors = {f"floor_{name}" for name in FLOORS}
     assert set(row) == known | floors | {"experiment"}
 
 
@@ -133,9 +143,9 @@ def test_leaderboard_has_a_line_per_experiment_best_first(document):
 
 
 def test_leaderboard_shows_a_dash_when_nothing_has_a_score(document):
-    one = document["experiments"]["pbmc"]
-    one["metrics"], one["overall"] = one["metrics"][6:7], None
-    document["experiments"] = {"pbmc": one}
+    one = document.experiments["pbmc"]
+    unscored = dataclasses.replace(one, metrics=one.metrics[6:7], overall=None)
+    document = dataclasses.replace(document, experiments={"pbmc": unscored})
     assert tables.leaderboard(document).splitlines()[-1].split()[2:] == ["-"] * 3
 
 
@@ -178,14 +188,17 @@ def test_scores_beyond_both_ends_are_not_shown_as_numbers(score, text, words):
 
 
 def test_names_that_differ_at_their_ends_are_not_shortened_to_one(experiment):
-    for modality, result in zip(("rna", "atac"), experiment["metrics"], strict=False):
-        result.update(name="nearest_neighbour_accuracy_generated", modality=modality)
+    for index, modality in enumerate(("rna", "atac")):
+        name = "nearest_neighbour_accuracy_generated"
+        edit(experiment, index, name=name, modality=modality)
     lines = tables.summary("pbmc", experiment).splitlines()[2:4]
     assert len({line.split("  ")[2] for line in lines}) == 2
 
 
 def test_held_out_cells_of_a_file_are_named_without_a_split(experiment):
-    cells = {**experiment["cells"], "split": "a third of the file", "held_out_by": None}
+    cells = dataclasses.replace(
+        experiment.cells, split="a third of the file", held_out_by=None
+    )
     assert tables.held_out_cells(cells) == "a third of the file"
 
 
@@ -195,11 +208,10 @@ def test_columns_of_numbers_end_together(experiment):
 
 
 def test_console_tables_are_at_most_100_columns_wide(document):
-    one = document["experiments"]["pbmc"]
-    wide = copy.deepcopy(one)
-    for result in wide["metrics"]:
-        result["name"] = 10 * "long_name_"
-        result.update(value=-0.0001234567, low=-0.000123, high=-0.000123)
-    document["experiments"]["an experiment with quite a long name" * 3] = wide
+    wide = make_experiment()
+    numbers = {"value": -0.0001234567, "low": -0.000123, "high": -0.000123}
+    for index in range(len(wide.metrics)):
+        edit(wide, index, name=10 * "long_name_", **numbers)
+    document.experiments["an experiment with quite a long name" * 3] = wide
     text = f"{tables.leaderboard(document)}\n{tables.summary('wide', wide)}"
     assert max(map(len, text.splitlines())) <= 100
