@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cellgan.start import set_environment
+from tests.stored import reference_folder
 
 set_environment()
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -16,8 +17,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
     """Folder of the stored outputs of the reference implementations."""
-    default = Path(__file__).parent / "reference"
-    return Path(os.environ.get("CELLGAN_REFERENCE_DIR", default))
+    return reference_folder()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_config
 
 torch = pytest.importorskip("torch", reason="PyTorch, the extra import, is missing")
 pytestmark = pytest.mark.slow
@@ -41,7 +43,7 @@ def reference(reference_dir: Path) -> DiffusionReference:
 
 def categories_of(n: int) -> tuple[str, ...]:
     """Name categories so that our order is another one than that of sorted names."""
-    return (*tuple(f"t{code}" for code in range(2, n)), "t10", "u")
+    return (*tuple(f"t{code}" for code in range(2, n)), "t1000", "u")
 
 
 class Case:
@@ -179,13 +181,16 @@ def test_steered_model_gets_its_classifier(
     expected = reference["out/classifier/logits_eval"]
     assert_close(logits[:, of_theirs], expected)
     request = GenerationRequest({"cell_type": np.array([0, 1])}, 2, seed=1)
-    assert model.generate(request).features["rna"].shape == (2, 50)
+    n_genes = reference.config["ae"]["n_genes"]
+    assert model.generate(request).features["rna"].shape == (2, n_genes)
 
 
+SIZES = stored_config("cfdiffusion.npz")
+LAYERS = SIZES["ae"]["hidden"]
 WRONG = {
     "genes": (
-        {"autoencoder": {"layers": [24, 24]}},
-        r"model\.autoencoder\.layers: \[24, 24, 24\] there, \[24, 24\] here",
+        {"autoencoder": {"layers": [*LAYERS, 9]}},
+        re.escape(f"model.autoencoder.layers: {LAYERS} there, {[*LAYERS, 9]} here"),
     ),
     "units": (
         {"diffusion": {"latent_scale": "standardized"}},
@@ -197,7 +202,7 @@ WRONG = {
     ),
     "covariates": (
         {"diffusion": {"latent_scale": "none", "condition_on": []}},
-        r"categories .*: 5 there, 0 here",
+        rf"categories .*: {sum(SIZES['num_classes'])} there, 0 here",
     ),
 }
 

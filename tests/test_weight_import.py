@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -29,21 +30,41 @@ from cellgan.models.base import GenerationRequest
 from cellgan.training.checkpoints import saved_steps
 from cellgan.weight_import import Placeholder, read_checkpoint
 from tests.manifests import make_combination, make_manifest
+from tests.stored import reference_folder, stored_config
 
 torch = pytest.importorskip("torch", reason="PyTorch, the extra import, is missing")
 
-CATEGORIES = {"cell_type": ("t1", "t2", "t10", "u"), "batch": ("b1", "b2", "b10")}
-"""In our order; the original sorts t10 before t2."""
+FILE = "cfgen.npz"
+NETWORK = stored_config(FILE)["cases"]["dn_main"]
+AUTOENCODER = stored_config(FILE)["cases"]["ae_rna"]
+N_GENES = AUTOENCODER["in_dim"]["rna"]
+*LAYERS, N_LATENT = AUTOENCODER["encoder_kwargs"]["rna"]["dims"]
+EXTREMES = {
+    end: float(np.float32(NETWORK[f"log_size_factor_{end}"]["rna"]))
+    for end in ("min", "max")
+}
+
+
+def names_of(covariate: str) -> tuple[str, ...]:
+    """Name its categories in our order; the original sorts c1000 before c2."""
+    with np.load(reference_folder() / FILE) as stored:
+        n = len(stored[f"weights/embeddings/{covariate}"])
+    return tuple(f"{covariate[0]}{number}" for number in (*range(1, n), 1000))
+
+
+CATEGORIES = {name: names_of(name) for name in NETWORK["covariates"]}
+N_PER_COVARIATE = {name: len(names) for name, names in CATEGORIES.items()}
+FIRST = next(iter(CATEGORIES))
 STEPS = {"autoencoder": 30, "flow": 50}
 MODEL = {
     "type": "CFGen",
-    "autoencoder": {"n_latent": 8, "rna_layers": [24, 16]},
+    "autoencoder": {"n_latent": N_LATENT, "rna_layers": LAYERS},
     "flow": {
-        "width": 16,
-        "embedding_width": 12,
-        "n_blocks": 3,
+        "width": NETWORK["hidden_dim"],
+        "embedding_width": NETWORK["embedding_dim"],
+        "n_blocks": NETWORK["n_blocks"],
         "use_library_size": True,
-        "log_library_sizes": {"rna": [3.0, 7.5]},
+        "log_library_sizes": {"rna": list(EXTREMES.values())},
         "standardize_latents": False,
     },
 }
@@ -87,8 +108,10 @@ class Files:
             **{f"node.vf.vf.model.{name}": of for name, of in network.items()},
         }
         self.network = {
-            "size_factor_min": {"rna": torch.tensor(3.0)},
-            "size_factor_max": {"rna": torch.tensor(7.5)},
+            **{
+                f"size_factor_{end}": {"rna": torch.tensor(of)}
+                for end, of in EXTREMES.items()
+            },
             "guided_conditioning": True,
             "conditional": True,
         }
@@ -132,7 +155,7 @@ def save(path: Path, weights: dict[str, np.ndarray], settings: Any) -> None:
 
 @pytest.fixture(scope="module")
 def arrays(reference_dir: Path) -> dict[str, np.ndarray]:
-    with np.load(reference_dir / "cfgen.npz") as stored:
+    with np.load(reference_dir / FILE) as stored:
         return {key: stored[key] for key in stored.files if key != "config"}
 
 
@@ -144,29 +167,31 @@ def files(arrays: dict[str, np.ndarray], tmp_path: Path) -> Files:
 def make_experiment(
     folder: Path,
     model: dict[str, Any] | None = None,
-    n_genes: int = 60,
+    n_genes: int = N_GENES,
     atac: dict[str, Any] | None = None,
 ) -> Experiment:
     """Write what --process leaves of an experiment, less its data."""
     manifest = dataclasses.replace(
-        make_manifest(CATEGORIES["cell_type"], (5, 6, 7, 8), n_genes),
-        label="cell_type",
+        make_manifest(CATEGORIES[FIRST], range(5, 5 + N_PER_COVARIATE[FIRST]), n_genes),
+        label=FIRST,
         covariates={k: CovariateVocabulary(v) for k, v in CATEGORIES.items()},
         cells_per_category={
-            split: {"cell_type": (n,) * 4, "batch": (n,) * 3}
+            split: {name: (n,) * size for name, size in N_PER_COVARIATE.items()}
             for split, n in (("train", 6), ("valid", 0), ("test", 0))
         },
         combinations=tuple(
-            make_combination({"cell_type": code, "batch": 0}, 6, {"rna": (50.0, 90.0)})
-            for code in range(4)
+            make_combination(
+                dict.fromkeys(CATEGORIES, 0) | {FIRST: code}, 6, {"rna": (50.0, 90.0)}
+            )
+            for code in range(N_PER_COVARIATE[FIRST])
         ),
     )
     stages = {name: {"max_steps": steps} for name, steps in STEPS.items()}
     block = {
         "input_ds": {
             "raw_input": "cells.h5ad",
-            "clustering": {"key": "cell_type"},
-            "covariates": ["batch"],
+            "clustering": {"key": FIRST},
+            "covariates": list(CATEGORIES)[1:],
             "atac": atac,
         },
         "model": model or MODEL,
@@ -221,8 +246,9 @@ def test_velocity_is_that_of_the_original_with_categories_by_sorted_name(
     imported: Experiment, arrays: dict[str, np.ndarray], covariate: str
 ) -> None:
     network = parts(imported)["network"]
+    latent = tf.constant(arrays["in/dn_main/x"])
     codes = {
-        name: tf.fill((12,), len(categories)) for name, categories in CATEGORIES.items()
+        name: tf.fill((len(latent),), size) for name, size in N_PER_COVARIATE.items()
     }
     ours = CATEGORIES[covariate]
     of_theirs = [ours.index(category) for category in sorted(ours)]
@@ -230,7 +256,7 @@ def test_velocity_is_that_of_the_original_with_categories_by_sorted_name(
     codes[covariate] = tf.constant([of_theirs[code] for code in theirs])
     sizes = {"rna": tf.constant(arrays["in/dn_main/log_size_factor_rna"][:, 0])}
     velocity = network(
-        tf.constant(arrays["in/dn_main/x"]),
+        latent,
         tf.constant(arrays["in/common/t"]),
         network.condition(codes, sizes),
     )
@@ -252,13 +278,13 @@ def test_stages_are_finished_and_cells_are_made(
     found = {name: saved_steps(imported.checkpoints_folder(name)) for name in STEPS}
     assert found == {name: [steps] for name, steps in STEPS.items()}
     request = GenerationRequest(
-        covariates={"cell_type": np.array([0, 3]), "batch": np.array([1, 2])},
+        covariates={k: np.array([0, n - 1]) for k, n in N_PER_COVARIATE.items()},
         n_cells=2,
         seed=1,
         library_sizes={"rna": np.array([80.0, 900.0], np.float32)},
     )
     cells = TrainedModel.load(imported.folder).model.generate(request)
-    assert cells.features["rna"].shape == (2, 60)
+    assert cells.features["rna"].shape == (2, N_GENES)
     with caplog.at_level(logging.INFO):
         perform("train", Experiment.open(imported.folder))
     assert 'stage "autoencoder" is finished: 30 steps' in caplog.text
@@ -273,7 +299,7 @@ def test_note_names_the_files_and_the_order_of_categories(imported: Experiment) 
     assert [file["sha256"] for file in note["files"]] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
     ]
-    assert note["categories"]["batch"] == ["b1", "b10", "b2"]
+    assert note["categories"] == {k: sorted(of) for k, of in CATEGORIES.items()}
     assert note["steps"] == STEPS
 
 
@@ -327,59 +353,57 @@ def test_library_sizes_are_scaled_as_the_file_says(
     flow = {**MODEL["flow"], "log_library_sizes": None}
     experiment = make_experiment(tmp_path / "one", {**MODEL, "flow": flow})
 
-    refused(
-        experiment, files, r'flow\.log_library_sizes: \{"rna": \[3\.0, 7\.5\]\} there'
-    )
+    there = json.dumps({"rna": list(EXTREMES.values())})
+    refused(experiment, files, re.escape(f"flow.log_library_sizes: {there} there"))
+
+
+def another(block: str, key: str, here: Any) -> tuple[dict[str, Any], int, str]:
+    """Return a change of a parameter, the number of genes, and what is said of it."""
+    there = MODEL[block][key]
+    message = f"model.{block}.{key}: {json.dumps(there)} there, {json.dumps(here)} here"
+    return {block: {key: here}}, N_GENES, re.escape(message)
 
 
 WRONG_MODELS = {
-    "genes": ({}, 59, r"genes \(input_ds\.raw_input.*min_cells\): 60 there, 59 here"),
-    "hidden widths": (
-        {"autoencoder": {"rna_layers": [24, 12]}},
-        60,
-        r"model\.autoencoder\.rna_layers: \[24, 16\] there, \[24, 12\] here",
+    "genes": (
+        {},
+        N_GENES - 1,
+        rf"genes \(.*min_cells\): {N_GENES} there, {N_GENES - 1} here",
     ),
-    "latent": (
-        {"autoencoder": {"n_latent": 9}},
-        60,
-        r"model\.autoencoder\.n_latent: 8 there, 9 here",
-    ),
+    "hidden widths": another("autoencoder", "rna_layers", [*LAYERS[:-1], 2]),
+    "latent": another("autoencoder", "n_latent", N_LATENT + 1),
     "dispersion": (
         {"autoencoder": {"inverse_dispersion": "gene-label"}},
-        60,
+        N_GENES,
         r'model\.autoencoder\.inverse_dispersion: "gene" there, "gene-label" here',
     ),
-    "width": ({"flow": {"width": 18}}, 60, r"model\.flow\.width: 16 there, 18 here"),
-    "embedding": (
-        {"flow": {"embedding_width": 14}},
-        60,
-        r"model\.flow\.embedding_width: 12 there, 14 here",
-    ),
-    "blocks": ({"flow": {"n_blocks": 2}}, 60, r"flow\.n_blocks: 3 there, 2 here"),
+    "width": another("flow", "width", NETWORK["hidden_dim"] + 2),
+    "embedding": another("flow", "embedding_width", NETWORK["embedding_dim"] + 2),
+    "blocks": another("flow", "n_blocks", NETWORK["n_blocks"] + 1),
     "norm": (
         {"flow": {"normalization": "layernorm"}},
-        60,
+        N_GENES,
         r'model\.flow\.normalization: "none" there, "layernorm" here',
     ),
     "library size": (
         {"flow": {"use_library_size": False, "log_library_sizes": None}},
-        60,
+        N_GENES,
         r"model\.flow\.use_library_size: true there, false here",
     ),
     "time": (
         {"flow": {"time_frequency": 10.0}},
-        60,
+        N_GENES,
         r"model\.flow\.time_frequency: 1000\.0 there, 10\.0 here",
     ),
     "scale": (
         {"flow": {"standardize_latents": True}},
-        60,
+        N_GENES,
         r"model\.flow\.standardize_latents: false there, true here",
     ),
     "covariates": (
-        {"flow": {"condition_on": ["batch"]}},
-        60,
-        r'flow\.condition_on.*: \["batch", "cell_type"\] there, \["batch"\] here',
+        {"flow": {"condition_on": [FIRST]}},
+        N_GENES,
+        re.escape(f': {json.dumps(sorted(CATEGORIES))} there, ["{FIRST}"] here'),
     ),
 }
 
@@ -400,7 +424,7 @@ def test_other_size_is_refused_by_its_parameter(
 
 
 def lacks_a_weight(files: Files) -> None:
-    del files.of_flow["denoising_model.blocks.1.cond_proj.1.bias"]
+    del files.of_flow["denoising_model.blocks.0.cond_proj.1.bias"]
 
 
 def has_a_stranger(files: Files) -> None:
@@ -412,19 +436,23 @@ def has_another_part(files: Files) -> None:
 
 
 def has_another_shape(files: Files) -> None:
-    files.of_flow["denoising_model.blocks.1.net1.1.weight"] = np.ones((16, 9), "f4")
+    values = np.ones((NETWORK["hidden_dim"], 9), "f4")
+    files.of_flow["denoising_model.blocks.0.net1.1.weight"] = values
 
 
 def is_not_finite(files: Files) -> None:
-    files.of_flow["denoising_model.net_in.bias"] = np.full(16, np.nan, np.float32)
+    name = "denoising_model.net_in.bias"
+    files.of_flow[name] = np.full_like(files.of_flow[name], np.nan)
 
 
 def has_fewer_categories(files: Files) -> None:
-    files.tables["batch"] = files.tables["batch"][:2]
+    files.tables[FIRST] = files.tables[FIRST][:-1]
 
 
 def has_other_names(files: Files) -> None:
-    files.settings["id2cov"] = {"batch": {"b1": 0, "b2": 1, "b3": 2}}
+    codes = {name: code for code, name in enumerate(CATEGORIES[FIRST])}
+    codes["another"] = codes.pop(CATEGORIES[FIRST][-1])
+    files.settings["id2cov"] = {FIRST: codes}
 
 
 def has_another_encoder(files: Files) -> None:
@@ -436,13 +464,15 @@ def is_unguided(files: Files) -> None:
 
 
 WRONG_FILES = {
-    lacks_a_weight: r"flow\.ckpt:.*it lacks blocks\.1\.cond_proj\.1\.bias",
+    lacks_a_weight: r"flow\.ckpt:.*it lacks blocks\.0\.cond_proj\.1\.bias",
     has_a_stranger: r"flow\.ckpt:.*skip\.weight has no place here",
     has_another_part: r"flow\.ckpt:.*critic\.weight has no place here",
-    has_another_shape: r"blocks\.1\.net1\.1\.weight: \(16, 9\) there, \(16, 16\) here",
+    has_another_shape: r"net1\.1\.weight: \((\d+), 9\) there, \(\1, \1\) here",
     is_not_finite: r"flow\.ckpt: net_in\.bias is not finite",
-    has_fewer_categories: r"categories of batch: 2 there, 3 here",
-    has_other_names: r"other categories of batch.*: b10, b3",
+    has_fewer_categories: (
+        f"of {FIRST}: {N_PER_COVARIATE[FIRST] - 1} there, {N_PER_COVARIATE[FIRST]} here"
+    ),
+    has_other_names: f"other categories of {FIRST}.*: another, {CATEGORIES[FIRST][-1]}",
     has_another_encoder: r"trained with another encoder than.*theta differs",
     is_unguided: r"guided_conditioning false",
 }
@@ -816,13 +846,17 @@ def make_multiome(folder: Path, *, joint: bool) -> Experiment:
     experiment = make_experiment(
         folder,
         {"type": "CFGen", "autoencoder": autoencoder, "flow": flow},
+        n_genes=60,
         atac={"raw_input": "peaks.h5ad", "values": "binary"},
     )
     manifest = experiment.manifest()
     manifest = dataclasses.replace(
         manifest,
         features={**manifest.features, "atac": tuple(f"peak{n}" for n in range(20))},
-        library_sizes={**manifest.library_sizes, "atac": ((3.0, 9.0),) * 4},
+        library_sizes={
+            **manifest.library_sizes,
+            "atac": ((3.0, 9.0),) * N_PER_COVARIATE[FIRST],
+        },
         binary=("atac",),
     )
     write_json(folder / "manifest.json", manifest.as_json())

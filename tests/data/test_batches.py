@@ -357,19 +357,19 @@ def test_folder_of_the_reference_is_trained_and_evaluated_on(
     folder = reference_dir / "scgan_TF_records"
     expected = np.load(folder / "expected.npz")
     manifest = manifest_of_reference(expected)
-    is_train = expected["split"] == "train"
+    is_train, is_valid = (expected["split"] == split for split in ("train", "valid"))
 
     epoch = training_batches(
         folder, manifest, batch_size=int(is_train.sum()), seed=0, source=source
     )
     (batch,) = epoch.take(1)
-    (valid,) = evaluation_batches(folder, manifest, "valid", batch_size=99)
+    n_valid = int(is_valid.sum())
+    (valid,) = evaluation_batches(folder, manifest, "valid", batch_size=n_valid)
 
     matrix = expected["X"]
     assert np.array_equal(sorted_rows(expression(batch)), sorted_rows(matrix[is_train]))
-    assert np.array_equal(expression(valid), matrix[expected["split"] == "valid"])
-    label = expected["cluster"][expected["split"] == "valid"]
-    assert np.array_equal(valid.covariates["cluster"], label)
+    assert np.array_equal(expression(valid), matrix[is_valid])
+    assert np.array_equal(valid.covariates["cluster"], expected["cluster"][is_valid])
 
 
 def sorted_rows(matrix: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from cellgan.data.manifest import (
 from cellgan.errors import DataError
 from cellgan.experiment import write_json
 from tests.manifests import make_manifest
+from tests.stored import stored_names
 
 MANIFEST = DatasetManifest(
     features={"rna": ("CD3D", "LYZ"), "atac": ("peak 1", "peak 2", "peak 3")},
@@ -226,7 +227,9 @@ def test_every_cell_is_in_one_combination(pairs: list[tuple[int, int]]) -> None:
     ] == list(of_pair.items())
 
 
-@pytest.mark.parametrize("covariate", ["cell_type", "batch"])
+@pytest.mark.parametrize(
+    "covariate", stored_names("cfgen.npz", "out/loader/codes_(.+)")
+)
 def test_moments_are_those_of_the_reference(
     reference_dir: Path, covariate: str
 ) -> None:

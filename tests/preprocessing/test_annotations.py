@@ -21,6 +21,7 @@ from preprocessing.annotations import (
     writable_columns,
 )
 from preprocessing.experiment_folder import write_h5ad
+from tests.stored import stored_names
 
 
 @given(st.lists(st.sampled_from(["a", "a-1", "a-2", "a-1-1", "b"]), max_size=12))
@@ -69,7 +70,9 @@ def test_missing_labels_are_counted():
         label_categories(labels, "kind", "here")
 
 
-@pytest.mark.parametrize("covariate", ["cell_type", "batch"])
+@pytest.mark.parametrize(
+    "covariate", stored_names("cfgen.npz", "out/loader/codes_(.+)")
+)
 def test_codes_are_those_of_the_reference(reference_dir, covariate):
     with np.load(reference_dir / "cfgen.npz") as stored:
         values = stored[f"in/loader/{covariate}"].astype(object)

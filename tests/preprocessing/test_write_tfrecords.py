@@ -17,6 +17,7 @@ from cellgan.data.records import RECORD_FILES, concatenate, read_shard
 from cellgan.errors import DataError
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
+from tests.data.test_records import manifest_of_reference
 from tests.records_folder import annotated_cells, make_records
 
 
@@ -116,7 +117,7 @@ def test_normalized_records_are_those_of_the_reference(
         seed=int(expected["seed"]),
     )
 
-    manifest = make_records(tmp_path / "other", n_genes=cells.n_vars).manifest
+    manifest = manifest_of_reference(expected)
     row_of = {barcode: row for row, barcode in enumerate(expected["barcode"])}
     files_of = np.where(
         expected["split"] == "train",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -25,11 +26,15 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_config, stored_names
 
 pytestmark = pytest.mark.slow
 
+FILE = "cfdiffusion.npz"
 SCHEDULE = NoiseSchedule.of(linear_betas(1000))
+THEIRS = NoiseSchedule.of(linear_betas(stored_config(FILE)["diffusion"]["T"]))
 OUT = "out/diffusion"
+FULL_STEPS = stored_names(FILE, r"out/sample/exec_full_flags_(T\d+_uniform\d+)")
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +58,12 @@ def noisy(reference) -> tf.Tensor:
 
 
 def test_noisy_latents_are_those_of_the_original(reference, given):
-    found = add_noise(SCHEDULE, given["x0"], given["noise"], given["t"])
+    found = add_noise(THEIRS, given["x0"], given["noise"], given["t"])
     assert_close(found, reference[f"{OUT}/q_sample"], 1e-6)
 
 
 def test_posterior_is_that_of_the_original(reference, given, noisy):
-    found = posterior(SCHEDULE, given["x0"], noisy, given["t"])
+    found = posterior(THEIRS, given["x0"], noisy, given["t"])
     assert_close(found.mean, reference[f"{OUT}/q_posterior/mean"], 1e-6)
     rows = tf.ones_like(noisy)
     expected = reference[f"{OUT}/q_posterior/variance"]
@@ -83,7 +88,7 @@ def test_interpretations_are_those_of_the_original(
     learned = variance == "learned_range"
     output = given["model_output_learned" if learned else "model_output"]
     found = interpret(
-        SCHEDULE,
+        THEIRS,
         output,
         noisy,
         given["t"],
@@ -102,34 +107,40 @@ def test_interpretations_are_those_of_the_original(
     assert_close(found.cleaner.log_variance * rows, expected)
 
 
-@pytest.mark.parametrize("exponent", [0.5, 0.3])
+@pytest.mark.parametrize(
+    "exponent", stored_names(FILE, f"{OUT}/ddpm_step/nw([^/]+)/sample")
+)
 def test_ddpm_steps_are_those_of_the_original(reference, given, noisy, exponent):
-    step = interpret(SCHEDULE, given["model_output"], noisy, given["t"])
-    found = ddpm_step(step.cleaner, given["step_noise"], given["t"], exponent)
+    step = interpret(THEIRS, given["model_output"], noisy, given["t"])
+    found = ddpm_step(step.cleaner, given["step_noise"], given["t"], float(exponent))
     assert_close(found, reference[f"{OUT}/ddpm_step/nw{exponent}/sample"])
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    "eta", stored_names(FILE, f"{OUT}/ddim_step/eta([^/]+)/sample")
+)
 def test_ddim_steps_are_those_of_the_original(reference, given, noisy, eta):
-    latent = interpret(SCHEDULE, given["model_output"], noisy, given["t"]).latent
-    noise = given["step_noise"] if eta else None
-    found = ddim_step(SCHEDULE, latent, noisy, given["t"], eta=eta, noise=noise)
+    latent = interpret(THEIRS, given["model_output"], noisy, given["t"]).latent
+    noise, number = given["step_noise"], float(eta)
+    noise = noise if number else None
+    found = ddim_step(THEIRS, latent, noisy, given["t"], eta=number, noise=noise)
     assert_close(found, reference[f"{OUT}/ddim_step/eta{eta}/sample"])
 
 
 def test_reverse_ddim_steps_are_those_of_the_original(reference, given, noisy):
-    latent = interpret(SCHEDULE, given["model_output"], noisy, given["t"]).latent
-    found = reverse_ddim_step(SCHEDULE, latent, noisy, given["t"])
+    latent = interpret(THEIRS, given["model_output"], noisy, given["t"]).latent
+    found = reverse_ddim_step(THEIRS, latent, noisy, given["t"])
     assert_close(found, reference[f"{OUT}/ddim_reverse_step/sample"])
 
 
-def test_full_steps_are_taken_as_by_the_original(reference):
-    for n_steps, name in ((20, "T20_uniform5"), (1000, "T1000_uniform5")):
-        schedule = NoiseSchedule.of(linear_betas(n_steps))
-        sampler = Sampler(schedule, full_steps=even_full_steps(n_steps, 5))
-        found = sampler.is_full(n_steps - 1)[::-1]
-        expected = reference[f"out/sample/exec_full_flags_{name}"]
-        np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("name", FULL_STEPS)
+def test_full_steps_are_taken_as_by_the_original(reference, name):
+    n_steps, interval = map(int, re.findall(r"\d+", name))
+    schedule = NoiseSchedule.of(linear_betas(n_steps))
+    sampler = Sampler(schedule, full_steps=even_full_steps(n_steps, interval))
+    found = sampler.is_full(n_steps - 1)[::-1]
+    expected = reference[f"out/sample/exec_full_flags_{name}"]
+    np.testing.assert_array_equal(found, expected)
 
 
 # Where the steps must lead

@@ -13,13 +13,15 @@ from cellgan.sampling.flow_paths import (
     straight_path,
     stratified_times,
 )
+from tests.stored import stored_names
 
+FILE = "cfgen.npz"
 SEED = tf.constant([1, 2])
 
 
 @pytest.fixture(scope="module")
 def stored(reference_dir):
-    with np.load(reference_dir / "cfgen.npz") as arrays:
+    with np.load(reference_dir / FILE) as arrays:
         return {k: v for k, v in arrays.items() if k.split("/")[:2][-1] == "fm"}
 
 
@@ -31,7 +33,7 @@ def tensor(stored: dict[str, np.ndarray], name: str) -> tf.Tensor:
     return tf.constant(stored[f"in/fm/{name}"])
 
 
-@pytest.mark.parametrize("sigma", ["0.0001", "0.1"])
+@pytest.mark.parametrize("sigma", stored_names(FILE, r"out/fm/noot_sigma([^/]+)/x_t"))
 def test_conditional_path_equals_the_reference(stored, sigma):
     latents, noise, time = (tensor(stored, name) for name in ("x1", "eps", "t"))
     found = conditional_path(latents, noise, time, float(sigma))
@@ -41,7 +43,7 @@ def test_conditional_path_equals_the_reference(stored, sigma):
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sigma", ["0.0001", "0.1"])
+@pytest.mark.parametrize("sigma", stored_names(FILE, r"out/fm/ot_sigma([^/]+)/x_t"))
 def test_straight_path_of_paired_noise_equals_the_reference(stored, sigma):
     latents, noise, jitter, time = (
         tensor(stored, name) for name in ("x1", "x0", "eps", "t")
@@ -118,7 +120,7 @@ def test_conditional_path_ends_around_the_latent_and_has_its_velocity(sigma):
     np.testing.assert_allclose(velocity, 2 * (ends[1] - ends[0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["B12_t0_0.025000", "B7_t0_0.020000"])
+@pytest.mark.parametrize("name", stored_names(FILE, "out/fm/stratified_times_(.+)"))
 def test_stratified_times_equal_the_reference(stored, name):
     expected = stored[f"out/fm/stratified_times_{name}"]
     offset = float(name.rpartition("_")[2]) * len(expected)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cellgan.sampling.noise_schedules import (
     strided_steps,
     uneven_full_steps,
 )
+from tests.stored import stored_config, stored_names
 
 TABLES = {
     "betas": "betas",
@@ -29,23 +31,32 @@ TABLES = {
     "posterior_mean_coef1": "posterior_from_latent",
     "posterior_mean_coef2": "posterior_from_noisy",
 }
+FILE = "cfdiffusion.npz"
+SCHEDULES = stored_names(FILE, "out/diffusion/([^/]+)/timestep_map")
+BETAS = stored_names(FILE, r"out/diffusion/((?:linear|cosine)\d+[^/]*)/betas")
 WHOLE = NoiseSchedule.of(linear_betas(1000))
-SCHEDULES = {
-    "linear1000": WHOLE,
-    "respaced_20": WHOLE.respaced(spaced_steps(1000, (20,))),
-    "respaced_10-15-20": WHOLE.respaced(spaced_steps(1000, (10, 15, 20))),
-    "respaced_ddim25": WHOLE.respaced(strided_steps(1000, 25)),
-}
 
 
 @pytest.fixture(scope="module")
 def stored(reference_dir):
-    return np.load(reference_dir / "cfdiffusion.npz")
+    return np.load(reference_dir / FILE)
+
+
+def schedule_of(name: str) -> NoiseSchedule:
+    """Return all steps, or those that are left as the name says."""
+    n_steps = stored_config(FILE)["diffusion"]["T"]
+    whole = NoiseSchedule.of(linear_betas(n_steps))
+    kind, _, kept = name.partition("_")
+    if kind != "respaced":
+        return whole
+    if kept.startswith("ddim"):
+        return whole.respaced(strided_steps(n_steps, int(kept.removeprefix("ddim"))))
+    return whole.respaced(spaced_steps(n_steps, tuple(map(int, kept.split("-")))))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_tables_are_those_of_the_original(stored, name):
-    schedule, prefix = SCHEDULES[name], f"out/diffusion/{name}/"
+    schedule, prefix = schedule_of(name), f"out/diffusion/{name}/"
     theirs = {
         key.removeprefix(prefix): stored[key]
         for key in stored.files
@@ -61,17 +72,15 @@ def test_tables_are_those_of_the_original(stored, name):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "betas"),
-    [
-        ("cosine1000", cosine_betas(1000)),
-        ("linear250_unscaled", linear_betas(250)),
-        ("linear250_scaled_by_1000_over_T", linear_betas(250, scaled=True)),
-    ],
-)
-def test_betas_are_those_of_the_original(stored, name, betas):
+@pytest.mark.parametrize("name", BETAS)
+def test_betas_are_those_of_the_original(stored, name):
+    kind, n_steps = re.match(r"(\w+?)(\d+)", name).groups()
+    found = {
+        "cosine": cosine_betas,
+        "linear": partial(linear_betas, scaled="_scaled" in name),
+    }[kind](int(n_steps))
     expected = stored[f"out/diffusion/{name}/betas"]
-    np.testing.assert_allclose(betas, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def cache_cases(kind: str, files: list[str]) -> dict[str, tuple[int, ...]]:
@@ -85,14 +94,14 @@ def cache_cases(kind: str, files: list[str]) -> dict[str, tuple[int, ...]]:
 
 def test_even_full_steps_are_those_of_the_original(stored):
     cases = cache_cases("uniform", stored.files)
-    assert len(cases) >= 9
+    assert cases
     for key, (n_steps, interval) in cases.items():
         np.testing.assert_array_equal(even_full_steps(n_steps, interval), stored[key])
 
 
 def test_uneven_full_steps_are_those_of_the_original(stored):
     cases = cache_cases("nonuniform", stored.files)
-    assert len(cases) >= 9
+    assert cases
     for key, (n_steps, interval, centre) in cases.items():
         found = uneven_full_steps(n_steps, interval, centre=centre)
         np.testing.assert_array_equal(found, stored[key])

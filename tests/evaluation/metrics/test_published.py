@@ -18,16 +18,25 @@ from cellgan.evaluation.comparison.space import log_expression
 from cellgan.evaluation.metrics import published as room
 from cellgan.evaluation.metrics.published import published
 from tests.evaluation.sides import draw_cells, draw_side, make_frame
+from tests.stored import stored_name, stored_names
+
+CFGEN, CFDIFFUSION = "cfgen.npz", "cfdiffusion.npz"
+BALLS = stored_names(CFGEN, r"out/metrics/(prdc_k\d+_.+)")
+F1 = stored_name(CFGEN, r"out/metrics/(knn\d+_macro_f1_real_vs_fake)")
+N_COLUMNS = stored_name(CFDIFFUSION, r"out/metrics/mmd_on_first_(\d+)_columns")
+KNN = stored_name(CFDIFFUSION, r"out/metrics/(knn\d+)_auc")
+N_JOINT = stored_name(CFDIFFUSION, r"out/metrics/mmd_on_(\d+)_joint_principal_.+")
+N_OF_FOREST = stored_name(CFDIFFUSION, r"out/metrics/rf_auc_on_(\d+)_joint_pcs")
 
 
 @pytest.fixture(scope="module")
 def cfgen(reference_dir):
-    return np.load(reference_dir / "cfgen.npz")
+    return np.load(reference_dir / CFGEN)
 
 
 @pytest.fixture(scope="module")
 def scdiffusion(reference_dir):
-    return np.load(reference_dir / "cfdiffusion.npz")
+    return np.load(reference_dir / CFDIFFUSION)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +70,8 @@ OF_PAPER = {
     ("stored", "name"),
     [
         *OF_PAPER.items(),
-        *((f"prdc_k5_{x}", x) for x in ("precision", "recall", "density", "coverage")),
-        ("knn5_macro_f1_real_vs_fake", "kNN macro F1"),
+        *((stored, stored.rpartition("_")[2]) for stored in BALLS),
+        (F1, "kNN macro F1"),
     ],
 )
 def test_cfgen_s_numbers_are_the_original_s(cfgen, stored, name):
@@ -97,11 +106,12 @@ def test_cfgen_s_protocol_from_counts_is_the_original_s(cfgen, pipeline, stored,
     assert found[name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_cfgen_s_mean_leaves_out_labels_that_are_too_small(pipeline):
+def test_cfgen_s_mean_leaves_out_labels_that_are_too_small(cfgen, pipeline):
+    n_components = cfgen["out/pipeline/X_pca_real"].shape[1]
     real, parts = pipeline
     small = (parts[0][0][:4], parts[0][1][:4])
-    with_small = room.cfgen_numbers(real, [*parts, small], 10)
-    without = room.cfgen_numbers(real, parts, 10)
+    with_small = room.cfgen_numbers(real, [*parts, small], n_components)
+    without = room.cfgen_numbers(real, parts, n_components)
     assert with_small["precision"] == without["precision"]
     assert with_small["2-Wasserstein"] != without["2-Wasserstein"]
 
@@ -144,8 +154,8 @@ def test_scdiffusion_s_means_are_the_original_s(scdiffusion, two_sides, stored, 
 
 
 def test_scdiffusion_s_kernel_is_the_original_s(scdiffusion, two_sides):
-    columns = [side[:, :20] for side in two_sides]
-    expected = float(scdiffusion["out/metrics/mmd_on_first_20_columns"])
+    columns = [side[:, : int(N_COLUMNS)] for side in two_sides]
+    expected = float(scdiffusion[f"out/metrics/mmd_on_first_{N_COLUMNS}_columns"])
     assert room.five_kernel_mmd(*columns) == pytest.approx(expected, rel=1e-5)
     expected = float(scdiffusion["out/metrics/mmd_smallest_bandwidth"])
     assert room.smallest_bandwidth(*columns) == pytest.approx(expected, rel=1e-5)
@@ -154,16 +164,17 @@ def test_scdiffusion_s_kernel_is_the_original_s(scdiffusion, two_sides):
 def test_scdiffusion_s_mmd_of_joint_components_is_the_original_s(
     scdiffusion, two_sides
 ):
-    components = room.joint_components(*two_sides, 20)
-    expected = float(scdiffusion["out/metrics/mmd_on_20_joint_principal_components"])
-    assert room.five_kernel_mmd(*components) == pytest.approx(expected, rel=1e-4)
+    components = room.joint_components(*two_sides, int(N_JOINT))
+    expected = scdiffusion[f"out/metrics/mmd_on_{N_JOINT}_joint_principal_components"]
+    found = room.five_kernel_mmd(*components)
+    assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
 def test_scdiffusion_s_neighbours_are_the_original_s(scdiffusion, two_sides, form):
     accuracy, auc = room.neighbour_votes(*map(form, two_sides))
-    assert accuracy == pytest.approx(float(scdiffusion["out/metrics/knn5_accuracy"]))
-    assert auc == pytest.approx(float(scdiffusion["out/metrics/knn5_auc"]))
+    assert accuracy == pytest.approx(float(scdiffusion[f"out/metrics/{KNN}_accuracy"]))
+    assert auc == pytest.approx(float(scdiffusion[f"out/metrics/{KNN}_auc"]))
 
 
 @pytest.mark.slow
@@ -171,11 +182,11 @@ def test_scdiffusion_s_forest_is_the_original_s_but_for_the_version(
     scdiffusion, two_sides
 ):
     split = room.split_cells(
-        *room.joint_components(*two_sides, 20), test_size=0.25, seed=1
+        *room.joint_components(*two_sides, int(N_OF_FOREST)), test_size=0.25, seed=1
     )
     found = room.forest_scores(split, seed=1, max_depth=5)
     # which way components point, and scikit-learn's version, are worth 0.02
-    expected = float(scdiffusion["out/metrics/rf_auc_on_20_joint_pcs"])
+    expected = float(scdiffusion[f"out/metrics/rf_auc_on_{N_OF_FOREST}_joint_pcs"])
     assert found.auc == pytest.approx(expected, abs=0.02)
     expected = float(scdiffusion["out/metrics/rf_oob"])
     assert found.out_of_bag == pytest.approx(expected, abs=0.02)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.spatial.distance import cdist
-from sklearn.neighbors import KNeighborsClassifier
+from scipy.stats import entropy
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from cellgan.evaluation.metrics import support
 from cellgan.evaluation.metrics.distribution import equal_sides
@@ -22,7 +24,10 @@ from cellgan.evaluation.metrics.support import (
     support_metrics,
 )
 from tests.evaluation.component_pairs import normal, pair_of, pair_with_draws
+from tests.stored import stored_name
 
+FILE = "cfgen.npz"
+PERPLEXITY = 30
 PRDC = ("precision", "recall", "density", "coverage")
 MIXING = (
     "ilisi",
@@ -33,7 +38,7 @@ MIXING = (
 
 @pytest.fixture
 def reference_cells(reference_dir):
-    with np.load(reference_dir / "cfgen.npz") as stored:
+    with np.load(reference_dir / FILE) as stored:
         return stored["in/metrics/A"], stored["in/metrics/B"]
 
 
@@ -133,24 +138,30 @@ def test_balls_on_a_line_by_hand():
 def test_balls_match_the_reference_by_sums_of_absolute_differences(
     reference_cells, reference_dir
 ):
-    with np.load(reference_dir / "cfgen.npz") as stored:
-        expected = {name: float(stored[f"out/metrics/prdc_k5_{name}"]) for name in PRDC}
+    k = int(stored_name(FILE, r"out/metrics/prdc_k(\d+)_recall"))
+    with np.load(reference_dir / FILE) as stored:
+        expected = {x: float(stored[f"out/metrics/prdc_k{k}_{x}"]) for x in PRDC}
 
-    found = means(prdc(*reference_cells, k=5, metric="cityblock"))
+    found = means(prdc(*reference_cells, k=k, metric="cityblock"))
 
     assert found == pytest.approx(expected)
 
 
-def test_balls_match_the_package_prdc(reference_cells):
-    # compute_prdc(A, B, nearest_k=5) of prdc 0.2
+def test_balls_match_scikit_learn(reference_cells):
+    k, (real, other) = 5, reference_cells
+    reach, inside = {}, {}
+    for name, own, others in (("real", real, other), ("other", other, real)):
+        fit = NearestNeighbors(n_neighbors=k).fit(own)
+        reach[name] = fit.kneighbors()[0][:, -1]
+        inside[name] = cdist(own, others) <= reach[name][:, None]
     expected = {
-        "precision": 0.5285714285714286,
-        "recall": 0.9444444444444444,
-        "density": 0.3542857142857143,
-        "coverage": 0.7111111111111111,
+        "precision": inside["real"].any(axis=0).mean(),
+        "recall": inside["other"].any(axis=0).mean(),
+        "density": inside["real"].sum(axis=0).mean() / k,
+        "coverage": inside["real"].any(axis=1).mean(),
     }
 
-    assert means(prdc(*reference_cells, k=5)) == pytest.approx(expected)
+    assert means(prdc(*reference_cells, k=k)) == pytest.approx(expected)
 
 
 def test_metrics_are_the_means_of_their_cells():
@@ -229,21 +240,35 @@ def test_cells_at_equal_distances_mix_as_their_numbers_say():
     assert found == pytest.approx(expected)
 
 
-def test_mixing_matches_harmonypy(reference_cells):
-    real, generated = reference_cells[0][:70], reference_cells[1]
+def test_mixing_matches_scipy(reference_cells):
+    n_cells = min(map(len, reference_cells))
+    real, generated = (side[:n_cells] for side in reference_cells)
+    cells, is_real = np.vstack([real, generated]), np.arange(2 * n_cells) < n_cells
+    n_neighbours = 3 * PERPLEXITY - 1
+    fit = NearestNeighbors(n_neighbors=n_neighbours).fit(cells)
 
-    of_real = local_mixing(neighbours(real, generated, 89), 89).n_sides
-    of_generated = local_mixing(neighbours(generated, real, 89), 89).n_sides
+    def n_sides(radii, are_real):
+        """Return the local inverse Simpson index of sides, as harmonypy defines it."""
 
-    # compute_lisi(vstack([A[:70], B]), sides, ["side"], perplexity=30) of harmonypy
-    # 0.0.10, whose search for the perplexity stops at 1e-5
-    expected_first = [1.68652991, 1.36863104, 1.39324386]
-    expected_last = [1.89200616, 1.43576812, 1.63967371]
-    np.testing.assert_allclose(of_real[:3], expected_first, atol=1e-5)
-    np.testing.assert_allclose(of_generated[-3:], expected_last, atol=1e-5)
-    mean = (of_real.mean() + of_generated.mean()) / 2
-    assert mean == pytest.approx(1.7188041915, abs=1e-5)
-    assert values(real, generated)["ilisi"] == pytest.approx(mean - 1, abs=1e-6)
+        def shares(precision):
+            weights = np.exp(-precision * (radii - radii[0]))
+            return weights / weights.sum()
+
+        def excess(precision):
+            return entropy(shares(precision)) - np.log(PERPLEXITY)
+
+        of_real = shares(brentq(excess, 1e-3, 1e3, xtol=1e-12))[are_real].sum()
+        return 1 / (of_real**2 + (1 - of_real) ** 2)
+
+    radii, rows = fit.kneighbors()
+    expected = np.array([n_sides(*of) for of in zip(radii, is_real[rows], strict=True)])
+    found = [
+        local_mixing(neighbours(*sides, n_neighbours), n_neighbours).n_sides
+        for sides in ((real, generated), (generated, real))
+    ]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+    ilisi = values(real, generated)["ilisi"]
+    assert ilisi == pytest.approx(expected.mean() - 1, abs=1e-6)
 
 
 def test_neighbour_weights_have_the_perplexity():

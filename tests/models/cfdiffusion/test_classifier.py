@@ -13,11 +13,15 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_name, stored_names
 
 pytestmark = pytest.mark.slow
 
-GUIDED_BELOW = 10
-"""Steps of the stored run in which labels pull."""
+FILE = "cfdiffusion.npz"
+SCALE = stored_name(FILE, r"out/classifier/grad_scale(.+)")
+SHARES = stored_name(FILE, r"out/classifier/grad_interpolation_weights_(.+)")
+"""Of two labels, in tenths."""
+RUNS = stored_names(FILE, "out/sample/classifier_guided/([^/]+)/trajectory")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,10 @@ def reference(reference_dir) -> DiffusionReference:
 
 @pytest.fixture(scope="module")
 def network(reference) -> NoisyClassifier:
+    return classifier_of(reference)
+
+
+def classifier_of(reference: DiffusionReference) -> NoisyClassifier:
     """Make the original's classifier as ours."""
     sizes = reference.config["classifier"]
     ours = NoisyClassifier(
@@ -37,7 +45,8 @@ def network(reference) -> NoisyClassifier:
         _, layer, name = weight.path.split("/")
         weight.assign(stored.pop(their_name(layer, name)).T)
     # Of a projection that nothing uses.
-    assert set(stored) == {"emb_layers3.1.weight", "emb_layers3.1.bias"}
+    last = f"emb_layers{len(sizes['hidden'])}.1"
+    assert set(stored) == {f"{last}.weight", f"{last}.bias"}
     return ours
 
 
@@ -68,32 +77,37 @@ def test_slopes_are_those_of_the_original(reference, network):
     latent, steps, first, second = given(reference, "x", "t", "y", "y_second")
     n = reference.config["classifier"]["classes"]
     one, other = tf.one_hot(first, n), tf.one_hot(second, n)
-    found = network.slope(latent, steps, 2.0 * one)
-    assert_close(found, reference["out/classifier/grad_scale2"])
-    found = network.slope(latent, steps, 1.4 * one + 0.6 * other)
-    expected = reference["out/classifier/grad_interpolation_weights_7_3"]
+    scale = float(SCALE)
+    found = network.slope(latent, steps, scale * one)
+    assert_close(found, reference[f"out/classifier/grad_scale{SCALE}"])
+    shares = [scale * int(tenths) / 10 for tenths in SHARES.split("_")]
+    found = network.slope(latent, steps, shares[0] * one + shares[1] * other)
+    expected = reference[f"out/classifier/grad_interpolation_weights_{SHARES}"]
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("variant", ["guide_below_half", "no_guidance"])
-def test_guided_runs_are_those_of_the_original(reference, network, variant):
+@pytest.mark.parametrize("stored_run", RUNS)
+def test_guided_runs_are_those_of_the_original(reference, network, stored_run):
     stored = reference.below("in/sample/classifier_guided/")
     denoiser = reference.denoiser("scdiffusion_base")
-    whole = NoiseSchedule.of(linear_betas(1000))
-    schedule = whole.respaced(spaced_steps(1000, (reference.config["n_steps"],)))
+    n_steps, kept = reference.config["diffusion"]["T"], reference.config["n_steps"]
+    whole = NoiseSchedule.of(linear_betas(n_steps))
+    schedule = whole.respaced(spaced_steps(n_steps, (kept,)))
+    n_pulled = kept // 2 if stored_run.endswith("guide_below_half") else 0
     sampler, steps = Sampler(schedule), tf.constant(schedule.original_steps)
     guided = GuidedDenoiser(denoiser, steps, denoiser.gates({})[None], tf.ones((1,)))
-    scales = 2.0 * tf.one_hot(stored["y"], reference.config["classifier"]["classes"])
+    n_classes = reference.config["classifier"]["classes"]
+    scales = float(SCALE) * tf.one_hot(stored["y"], n_classes)
     latent, found = tf.constant(stored["init"]), []
     for index, noise in enumerate(stored["noise_by_executed_step"]):
         position = tf.constant(len(schedule) - 1 - index)
         slope = None
-        if variant == "guide_below_half" and position < GUIDED_BELOW:
+        if position < n_pulled:
             slope = network.slope(latent, steps[position][None], scales)
         output, _ = guided.whole(latent, position)
         latent = sampler.step(output, latent, position, noise, slope).cleaner.mean
         found.append(latent)
-    out = f"out/sample/classifier_guided/respaced20_{variant}/trajectory"
+    out = f"out/sample/classifier_guided/{stored_run}/trajectory"
     assert_close(tf.stack(found), reference[out])
 
 

@@ -11,9 +11,16 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_names
 
 CASES = ["single", "multi"]
-BRANCHES = [0, 1, 2]
+FILE = "cfdiffusion.npz"
+BRANCHES = [
+    int(branch)
+    for branch in stored_names(FILE, r"out/denoiser_single/cache/branch(\d+)/full")
+]
+STRENGTHS = stored_names(FILE, r"out/denoiser_single/guided_w(.+)")
+RELEASED = stored_names(FILE, r"out/denoiser_single/as_released/(.+)")
 ONE = tf.ones((1,))
 
 
@@ -75,7 +82,7 @@ def test_noise_with_one_label_left_out_is_that_of_the_original(reference):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("strength", ["0.5", "2.0"])
+@pytest.mark.parametrize("strength", STRENGTHS)
 def test_guided_noise_is_that_of_the_original(reference, case, strength):
     network, latent, shifts, codes = inputs_of(reference, case)
     both = (codes, reference.null(case, len(latent)))
@@ -87,11 +94,11 @@ def test_guided_noise_is_that_of_the_original(reference, case, strength):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_released_guidance_is_the_conditional_network(reference, case):
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_guidance_is_the_conditional_network(reference, case, name):
     network, latent, shifts, codes = inputs_of(reference, case)
     found = network(latent, shifts, network.gates(codes))
-    for name in ("first_half", "second_half", "guided_w0.5"):
-        assert_close(found, reference[f"out/denoiser_{case}/as_released/{name}"])
+    assert_close(found, reference[f"out/denoiser_{case}/as_released/{name}"])
 
 
 def test_network_without_labels_is_that_of_scdiffusion(reference):

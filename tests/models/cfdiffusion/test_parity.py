@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,18 +22,26 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_config, stored_name, stored_names
 
 pytestmark = pytest.mark.slow
 
+FILE = "cfdiffusion.npz"
 CASES = ["single", "multi"]
-WHOLE = NoiseSchedule.of(linear_betas(1000))
+WHOLE = NoiseSchedule.of(linear_betas(stored_config(FILE)["diffusion"]["T"]))
 OF_LONG_CHAINS = 1e-3
-"""Tolerance after 1000 steps."""
-CACHES = {
-    "no_cache": None,
-    "uniform5": even_full_steps,
-    "nonuniform5": uneven_full_steps,
-}
+"""Tolerance after hundreds of steps."""
+RESPACED = stored_name(
+    FILE, r"out/sample/single/intended_(respaced\d+)/no_cache/pred_x0"
+)
+VARIANTS = stored_names(FILE, rf"out/sample/single/intended_{RESPACED}/(.+)/pred_x0")
+"""Without a cache, or with one of an interval and a branch."""
+LONG = stored_name(FILE, r"in/sample/(T\d+)/init")
+CACHES = stored_names(FILE, rf"out/sample/{LONG}/as_released/([^/]+)/final")
+INTENDED = stored_name(FILE, rf"out/sample/{LONG}/(intended_w[^/]+)/no_cache/final")
+MIDWAY = stored_name(FILE, rf"out/sample/{LONG}/as_released/no_cache/(x_at_.+)")
+UNEVEN = stored_name(FILE, r"out/sample/exec_full_flags_T\d+_(nonuniform\d+)")
+CHOICES = {"uniform": even_full_steps, "nonuniform": uneven_full_steps}
 
 
 @pytest.fixture(scope="module")
@@ -100,29 +110,28 @@ class Chain:
 
 
 def respaced(reference: DiffusionReference) -> NoiseSchedule:
-    return WHOLE.respaced(spaced_steps(1000, (reference.config["n_steps"],)))
+    return WHOLE.respaced(spaced_steps(len(WHOLE), (reference.config["n_steps"],)))
 
 
-def short_sampler(reference: DiffusionReference, branch: int | None) -> Sampler:
-    schedule = respaced(reference)
-    interval = reference.config["cache_interval"]
-    full = None if branch is None else even_full_steps(len(schedule), interval)
-    return Sampler(schedule, full_steps=full)
-
-
-def variant(branch: int | None) -> str:
-    return "no_cache" if branch is None else f"cache5_branch{branch}"
+def short_sampler(reference: DiffusionReference, variant: str) -> tuple[Sampler, int]:
+    """Return the sampler of a stored run, and the branch that it keeps."""
+    schedule, numbers = respaced(reference), re.findall(r"\d+", variant)
+    if not numbers:
+        return Sampler(schedule), 0
+    interval, branch = map(int, numbers)
+    full = even_full_steps(len(schedule), interval)
+    return Sampler(schedule, full_steps=full), branch
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("branch", [None, 0, 1, 2])
-def test_respaced_runs_are_those_of_the_original_as_intended(reference, case, branch):
-    chain, sampler = Chain(reference, case, case), short_sampler(reference, branch)
-    steps = sampler.schedule.original_steps
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_respaced_runs_are_those_of_the_original_as_intended(reference, case, variant):
+    sampler, branch = short_sampler(reference, variant)
+    chain, steps = Chain(reference, case, case), sampler.schedule.original_steps
     scale = 1 + reference.config["guidance_in_sampling"]
-    options = {"branch": branch or 0, "scale": scale}
+    options = {"branch": branch, "scale": scale}
     latents, clean = chain.trajectory(sampler, steps, **options)
-    out = f"out/sample/{case}/intended_respaced20/{variant(branch)}"
+    out = f"out/sample/{case}/intended_{RESPACED}/{variant}"
     assert_close(latents, reference[f"{out}/trajectory"])
     assert_close(clean, reference[f"{out}/pred_x0"])
     end = chain.end(sampler, steps, **options)
@@ -130,12 +139,12 @@ def test_respaced_runs_are_those_of_the_original_as_intended(reference, case, br
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("branch", [None, 0, 1, 2])
-def test_respaced_runs_are_those_of_the_original_as_released(reference, case, branch):
-    chain, sampler = Chain(reference, case, case), short_sampler(reference, branch)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_respaced_runs_are_those_of_the_original_as_released(reference, case, variant):
+    sampler, branch = short_sampler(reference, variant)
     unmapped = np.arange(len(sampler.schedule))
-    found = chain.end(sampler, unmapped, branch=branch or 0)
-    out = f"out/sample/{case}/as_released_respaced20/{variant(branch)}"
+    found = Chain(reference, case, case).end(sampler, unmapped, branch=branch)
+    out = f"out/sample/{case}/as_released_{RESPACED}/{variant}"
     assert_close(found, reference[f"{out}/final"])
 
 
@@ -145,52 +154,53 @@ def test_ddim_runs_are_those_of_the_original(reference, case):
     scale = 1 + reference.config["guidance_in_sampling"]
     steps = sampler.schedule.original_steps
     latents, _ = chain.trajectory(sampler, steps, scale=scale)
-    out = f"out/sample/{case}/intended_respaced20/ddim_eta0_no_cache"
+    out = f"out/sample/{case}/intended_{RESPACED}/ddim_eta0_no_cache"
     assert_close(latents, reference[f"{out}/trajectory"])
 
 
 def long_sampler(cache: str) -> Sampler:
-    choose = CACHES[cache]
-    return Sampler(WHOLE, full_steps=None if choose is None else choose(1000, 5))
+    if cache == "no_cache":
+        return Sampler(WHOLE)
+    kind, interval = re.fullmatch(r"(\D+)(\d+)", cache).groups()
+    return Sampler(WHOLE, full_steps=CHOICES[kind](len(WHOLE), int(interval)))
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_runs_of_1000_steps_are_those_of_the_original_as_intended(reference, cache):
-    chain, sampler = Chain(reference, "T1000", "single"), long_sampler(cache)
-    found = chain.end(sampler, WHOLE.original_steps, scale=1.5)
-    out = f"out/sample/T1000/intended_w0.5/{cache}/final"
+def test_runs_of_all_steps_are_those_of_the_original_as_intended(reference, cache):
+    chain, sampler = Chain(reference, LONG, "single"), long_sampler(cache)
+    scale = 1 + float(INTENDED.removeprefix("intended_w"))
+    found = chain.end(sampler, WHOLE.original_steps, scale=scale)
+    out = f"out/sample/{LONG}/{INTENDED}/{cache}/final"
     assert_close(found, reference[out], OF_LONG_CHAINS)
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_runs_of_1000_steps_are_those_of_the_original_as_released(reference, cache):
-    chain, sampler = Chain(reference, "T1000", "single"), long_sampler(cache)
-    out = f"out/sample/T1000/as_released/{cache}"
+def test_runs_of_all_steps_are_those_of_the_original_as_released(reference, cache):
+    chain, sampler = Chain(reference, LONG, "single"), long_sampler(cache)
+    out = f"out/sample/{LONG}/as_released/{cache}"
     found = chain.end(sampler, WHOLE.original_steps)
     assert_close(found, reference[f"{out}/final"], OF_LONG_CHAINS)
 
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_runs_pass_where_the_original_does(reference, cache):
-    chain, sampler = Chain(reference, "T1000", "single"), long_sampler(cache)
+    chain, sampler = Chain(reference, LONG, "single"), long_sampler(cache)
     latents, _ = chain.trajectory(sampler, WHOLE.original_steps)
-    found = tf.gather(latents, [99, 499, 899])
-    expected = reference[
-        f"out/sample/T1000/as_released/{cache}/x_at_executed_step_100_500_900"
-    ]
+    found = tf.gather(latents, [int(n) - 1 for n in re.findall(r"\d+", MIDWAY)])
+    expected = reference[f"out/sample/{LONG}/as_released/{cache}/{MIDWAY}"]
     assert_close(found, expected, OF_LONG_CHAINS)
 
 
 def test_end_of_a_run_is_decoded_as_by_the_original(reference):
-    out = "out/sample/T1000/intended_w0.5/no_cache"
+    out = f"out/sample/{LONG}/{INTENDED}/no_cache"
     latent = tf.constant(reference[f"{out}/final"])
     decoded = reference.autoencoder().decode(latent, {})["rna"]
     assert_close(tf.math.log1p(decoded.mean), reference[f"{out}/decoded_eval"])
 
 
-def test_full_steps_of_1000_are_taken_as_by_the_original(reference):
-    found = long_sampler("nonuniform5").is_full(999)[::-1]
-    expected = reference["out/sample/exec_full_flags_T1000_nonuniform5"]
+def test_uneven_full_steps_are_taken_as_by_the_original(reference):
+    found = long_sampler(UNEVEN).is_full(len(WHOLE) - 1)[::-1]
+    expected = reference[f"out/sample/exec_full_flags_{LONG}_{UNEVEN}"]
     np.testing.assert_array_equal(found, expected)
 
 

@@ -111,7 +111,7 @@ class VelocityReference:
             elif "cond_proj" in layer:
                 projections[name, int(layer.split(".")[1])] = value
             elif _is_norm(layer, stored):
-                ours[f"{self._norm(layer)}/{OF_NORM[name]}"] = value
+                ours[f"{_norm(layer, stored)}/{OF_NORM[name]}"] = value
             else:
                 ours[f"{_linear(layer)}/{_of_linear(name)}"] = _transposed(value)
         # Ours has the projections of all blocks side by side.
@@ -120,12 +120,6 @@ class VelocityReference:
             joined = np.concatenate(parts)
             ours[f"projection/{_of_linear(name)}"] = _transposed(joined)
         return ours
-
-    def _norm(self, layer: str) -> str:
-        parts = layer.split(".")
-        if parts[0] == "net_out":
-            return f"norm_{2 * self.cases['dn_main']['n_blocks'] + 1}"
-        return f"norm_{2 * int(parts[1]) + int(parts[2].removeprefix('net'))}"
 
 
 def _transposed(value: np.ndarray) -> np.ndarray:
@@ -138,6 +132,14 @@ def _of_linear(name: str) -> str:
 
 def _is_norm(layer: str, stored: dict[str, np.ndarray]) -> bool:
     return f"{layer}.weight" in stored and stored[f"{layer}.weight"].ndim == 1
+
+
+def _norm(layer: str, stored: dict[str, np.ndarray]) -> str:
+    parts = layer.split(".")
+    if parts[0] == "net_out":
+        blocks = {key.split(".")[1] for key in stored if key.startswith("blocks.")}
+        return f"norm_{2 * len(blocks) + 1}"
+    return f"norm_{2 * int(parts[1]) + int(parts[2].removeprefix('net'))}"
 
 
 def _linear(layer: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from cellgan.config.parameters import (
     LearningRateParameters,
@@ -15,7 +17,7 @@ from cellgan.config.parameters import (
 )
 from cellgan.models.cycle.networks import CycleNetwork, FieldClassifier
 from cellgan.models.cycle.optimizer import CycleOptimizer
-from cellgan.models.cycle.training import CycleRecipe, CycleStage, Fields
+from cellgan.models.cycle.training import CycleRecipe, CycleStage, CycleTerms, Fields
 from cellgan.optimizers import make_optimizer
 
 
@@ -118,6 +120,20 @@ class CycleReference:
             CycleRecipe("all"),
             jit=jit,
         )
+
+
+def losses_by_name(
+    terms: CycleTerms, names: Sequence[str], heads: Sequence[str]
+) -> dict[str, tf.Tensor]:
+    """Return losses by the names of the original."""
+    return {
+        "reconstruction": terms.reconstruction,
+        "integration_total": tf.reduce_sum(terms.integration),
+        "target_mean": tf.reduce_mean(terms.target),
+        "total": terms.total,
+        **{f"integration/{head}": terms.integration[i] for i, head in enumerate(heads)},
+        **{f"target/{name}": terms.target[i] for i, name in enumerate(names)},
+    }
 
 
 def training(config, betas, weight_decay) -> TrainingParameters:

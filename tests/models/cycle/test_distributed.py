@@ -41,11 +41,13 @@ PROGRAM = """
     for step, cells, prefix in (
         ("step1", "in/x_step1", "step1_"), ("step2", "in/x", "")
     ):
-        norms = update(
-            tf.constant(reference[cells]),
-            tf.constant(reference.codes(f"{prefix}source_ids")),
-            tf.constant(reference.codes(f"{prefix}target_ids")),
+        batch = (
+            reference[cells],
+            reference.codes(f"{prefix}source_ids"),
+            reference.codes(f"{prefix}target_ids"),
         )
+        # each cell twice: the same means, and two shares of any number of cells
+        norms = update(*(tf.repeat(of, 2, axis=0) for of in batch))
         stored = reference[f"out/{step}/grad_global_norm"]
         np.testing.assert_allclose([norm.numpy() for norm in norms], stored, rtol=2e-5)
         for name, expected in reference.heads(f"out/{step}/weights").items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,8 +17,10 @@ from tests.models.cfdiffusion.diffusion_reference import (
     DiffusionReference,
     assert_close,
 )
+from tests.stored import stored_config
 
-RATE = 5e-4
+OPTIMIZER = stored_config("cfdiffusion.npz")["ae"]["optimizer"]
+RATE, DECAY = (float(number) for number in re.findall(r"(?:lr|wd) (\S+)", OPTIMIZER))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +37,10 @@ def batch_of(expression: np.ndarray) -> CellBatch:
     )
 
 
-def make_stage(network: CountAutoencoder) -> AutoencoderStage:
-    optimizer = adamw(RATE, (0.9, 0.999), weight_decay=0.01)
+def make_stage(
+    network: CountAutoencoder, rate: float = RATE, decay: float = DECAY
+) -> AutoencoderStage:
+    optimizer = adamw(rate, (0.9, 0.999), weight_decay=decay)
     return AutoencoderStage(
         network, optimizer, label="cluster", clip_norm=None, jit=False
     )

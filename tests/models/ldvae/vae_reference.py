@@ -41,30 +41,25 @@ def config_of(golden: Arrays) -> dict[str, Any]:
     return json.loads(str(golden["config"]))
 
 
-def make_network(golden: Arrays, **options: Any) -> VaeNetwork:
-    """Return a network with the stored weights."""
-    config = config_of(golden)
+def new_network(config: Mapping[str, Any], **options: Any) -> VaeNetwork:
+    """Return a network of the stored sizes."""
     n_batches = config["n_batch"]
-    options = {"likelihood": "negative_binomial", **options}
-    network = VaeNetwork(
+    return VaeNetwork(
         config["genes"],
         n_latent=config["n_latent"],
         n_hidden=config["n_hidden"],
         n_layers=config["n_encoder_layers"],
         n_batches=n_batches if n_batches > 1 else 0,
         dropout=config["dropout_rate"],
-        **options,
+        **{"likelihood": "negative_binomial", **options},
     )
-    by_batch = (
-        len(network.log_inverse_dispersion.shape) > 1
-        if (network.log_inverse_dispersion is not None)
-        else False
-    )
+
+
+def make_network(golden: Arrays, **options: Any) -> VaeNetwork:
+    """Return a network with the stored weights."""
+    network = new_network(config_of(golden), **options)
     for name, (weight, is_transposed) in variables(network).items():
-        key = name
-        if name == "log_theta" and by_batch:
-            key, is_transposed = "log_theta_gene_batch", True
-        value = golden[f"weights/{key}"]
+        value = golden[f"weights/{name}"]
         weight.assign(value.T if is_transposed else value)
     return network
 
@@ -99,8 +94,11 @@ def variables(network: VaeNetwork) -> dict[str, tuple[keras.Variable, bool]]:
     add_decoder(network.decoder, "decoder/factor")
     if network.zero_decoder is not None:
         add_decoder(network.zero_decoder, "decoder/dropout")
-    if network.log_inverse_dispersion is not None:
-        found["log_theta"] = (network.log_inverse_dispersion, False)
+    table = network.log_inverse_dispersion
+    if table is not None:
+        by_batch = len(table.shape) > 1
+        name = "log_theta_gene_batch" if by_batch else "log_theta"
+        found[name] = (table, by_batch)
     return found
 
 
