@@ -42,8 +42,8 @@ def field_specifications(
         str(name): _describe(obs[name])
         for name in obs.columns[~obs.columns.duplicated()]
     }
-    for name, of in described.items():
-        of["using"] = name in used
+    for name, field in described.items():
+        field["using"] = name in used
     return {
         "policy": {"null": POLICIES[parameters.missing], "unseen": UNSEEN},
         "fields": described,
@@ -63,7 +63,7 @@ def _describe(column: pd.Series) -> dict[str, Any]:
     is_there = texts != ""
     n_cells, n_there = len(texts), int(is_there.sum())
     kind = _kind(column, texts[is_there])
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "kind": kind,
         "cardinality": len(set(texts[is_there])),
         "non_null_fraction": round(n_there / n_cells, 6) if n_cells else 0.0,
@@ -73,14 +73,14 @@ def _describe(column: pd.Series) -> dict[str, Any]:
     }
     if kind == "numeric":
         values = column.dropna().to_numpy(np.float64)
-        found["numeric_summary"] = {
+        described["numeric_summary"] = {
             "min": float(values.min()),
             "max": float(values.max()),
             "mean": float(values.mean()),
             "std": float(values.std()),
             "p50": float(np.median(values)),
         }
-    return found
+    return described
 
 
 def _kind(column: pd.Series, texts: np.ndarray[Any, Any]) -> str:

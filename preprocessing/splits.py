@@ -76,9 +76,9 @@ def assign_splits(
 
 
 def _held_out(
-    found: npt.NDArray[Any], values: tuple[str, ...], key: str, by: str | None
+    held_by: npt.NDArray[Any], values: tuple[str, ...], key: str, by: str | None
 ) -> npt.NDArray[np.bool_]:
-    known = sorted(set(found))
+    known = sorted(set(held_by))
     for value in values:
         if value not in known:
             msg = (
@@ -86,7 +86,7 @@ def _held_out(
                 f"{did_you_mean(value, known)}\n    Values: {', '.join(known)}."
             )
             raise DataError(msg)
-    return np.isin(found, values)
+    return np.isin(held_by, values)
 
 
 def _check_numbers(n_cells: int, split: SplitParameters) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 import pandas as pd
 
-from cellgan.data.manifest import DatasetManifest
+from cellgan.data.manifest import SPLITS, DatasetManifest
+from cellgan.data.records import read_shard, split_files
 from cellgan.experiment import Experiment
 from preprocessing.experiment_folder import make_manifest
 from preprocessing.pipeline import (
@@ -28,13 +28,12 @@ class Survey(NamedTuple):
 
     manifest: DatasetManifest
     """As processing has written it or would write it, but for clusters."""
-    n_values: int | None
-    """Counts of all modalities that are not zero, after filtering; None if the
-    processed file is gone."""
+    n_values: int
+    """Counts of all modalities that are not zero, after filtering."""
 
 
 def survey(experiment: Experiment) -> Survey:
-    """Look at a processed experiment, or read and filter its raw file; write nothing.
+    """Look at a processed experiment, or read and filter its cells; write nothing.
 
     Raises
     ------
@@ -42,7 +41,8 @@ def survey(experiment: Experiment) -> Survey:
         As `preprocessing.process`.
     """
     if experiment.is_processed:
-        return Survey(experiment.manifest(), _stored_values(experiment.processed_file))
+        manifest = experiment.manifest()
+        return Survey(manifest, _stored_values(experiment, manifest))
     parameters = experiment.parameters.input_ds
     cells, atac, n_values = prepare_cells(experiment, {}).cells
     if parameters.clustering.res is None:
@@ -57,9 +57,18 @@ def survey(experiment: Experiment) -> Survey:
     return Survey(manifest, sum(n_values))
 
 
-def _stored_values(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    with h5py.File(path, "r") as file:
-        modalities = file["mod"].values() if "mod" in file else [file]
-        return sum(int(modality["X/data"].shape[0]) for modality in modalities)
+def _stored_values(experiment: Experiment, manifest: DatasetManifest) -> int:
+    """Count values in the processed file, or in the records where there is none."""
+    path = experiment.processed_file
+    if path.exists():
+        with h5py.File(path, "r") as file:
+            modalities = file["mod"].values() if "mod" in file else [file]
+            return sum(int(modality["X/data"].shape[0]) for modality in modalities)
+    n_values = 0
+    for split in SPLITS:
+        for file in split_files(experiment.records_folder, manifest, split):
+            cells = read_shard(file, manifest)
+            n_values += cells.values.nnz
+            if cells.atac is not None:
+                n_values += cells.atac.values.nnz
+    return n_values

@@ -210,8 +210,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     changed = [f"composition.{key}" for key in DATA_KEYS if old[key] != new[key]]
     changed += [
         f"the file of source {name}"
-        for name, of in now["sources"].items()
-        if of["sha256"] != before["sources"].get(name, of)["sha256"]
+        for name, source in now["sources"].items()
+        if source["sha256"] != before["sources"].get(name, source)["sha256"]
     ]
     return f"{', '.join(changed) or 'genes'} changed"
 
@@ -285,17 +285,17 @@ def make_plan(composition: Composition, stack: contextlib.ExitStack) -> Plan:
     exclusions = {
         name: exclude(
             name,
-            of.cells,
+            surveyed.cells,
             {
                 other: (composition.evaluations[other].source, cells)
                 for other, (_, cells) in evaluations.items()
             },
             composition.exclude,
         )
-        for name, of in in_mixtures.items()
+        for name, surveyed in in_mixtures.items()
     }
     corpora = plan_corpora(
-        composition, {name: of.cells for name, of in exclusions.items()}
+        composition, {name: rest.cells for name, rest in exclusions.items()}
     )
     return Plan(genes, sources, evaluations, exclusions, corpora)
 
@@ -379,68 +379,72 @@ def describe_plan(composition: Composition, plan: Plan) -> dict[str, Any]:
             "n": len(plan.genes),
             "sha256": genes,
             "sources": {
-                name: _describe_genes(of, plan.genes)
-                for name, of in plan.sources.items()
+                name: _describe_genes(surveyed, plan.genes)
+                for name, surveyed in plan.sources.items()
             },
         },
         "sources": {
-            name: _describe_source(of, plan.exclusions.get(name))
-            for name, of in plan.sources.items()
+            name: _describe_source(surveyed, plan.exclusions.get(name))
+            for name, surveyed in plan.sources.items()
         },
         "evaluations": {
             name: {
                 "n_cells": len(cells),
-                "left": [[what, n] for what, n in of.result.left],
-                "file_sha256": of.result.sha256,
+                "left": [[what, n] for what, n in surveyed.result.left],
+                "file_sha256": surveyed.result.sha256,
                 "sha256": digest(
-                    [of.result.sha256, genes, composition.evaluations[name].group_by],
+                    [
+                        surveyed.result.sha256,
+                        genes,
+                        composition.evaluations[name].group_by,
+                    ],
                     [composition.label, composition.covariates],
                     cells.rows,
                 ),
-                "genes": _describe_genes(of, plan.genes),
+                "genes": _describe_genes(surveyed, plan.genes),
                 "groups": [] if cells.groups is None else sorted(set(cells.groups)),
             }
-            for name, (of, cells) in plan.evaluations.items()
+            for name, (surveyed, cells) in plan.evaluations.items()
         },
         "corpora": corpora,
     }
 
 
-def _describe_genes(of: Surveyed, genes: Names) -> dict[str, int]:
-    found = of.column_of[of.column_of >= 0]
+def _describe_genes(surveyed: Surveyed, genes: Names) -> dict[str, int]:
+    columns = surveyed.column_of[surveyed.column_of >= 0]
     return {
-        "in_file": len(of.names.names),
-        "unnamed": of.names.n_unnamed,
-        "repeated": of.names.n_repeated,
-        "kept": len(found),
-        "missing": len(genes) - len(np.unique(found)),
+        "in_file": len(surveyed.names.names),
+        "unnamed": surveyed.names.n_unnamed,
+        "repeated": surveyed.names.n_repeated,
+        "kept": len(columns),
+        "missing": len(genes) - len(np.unique(columns)),
     }
 
 
-def _describe_source(of: Surveyed, exclusion: Exclusion | None) -> dict[str, Any]:
+def _describe_source(surveyed: Surveyed, exclusion: Exclusion | None) -> dict[str, Any]:
     removed = {} if exclusion is None else exclusion.removed
     return {
-        "sha256": of.result.sha256,
-        "left": [[what, n_cells] for what, n_cells in of.result.left],
+        "sha256": surveyed.result.sha256,
+        "left": [[what, n_cells] for what, n_cells in surveyed.result.left],
         "removed": {name: dict(numbers) for name, numbers in removed.items()},
-        "available": len(of.cells if exclusion is None else exclusion.cells),
+        "available": len(surveyed.cells if exclusion is None else exclusion.cells),
     }
 
 
 def _describe_part(plan: Plan, part: PlannedPart) -> dict[str, Any]:
-    of = plan.sources[part.source]
+    surveyed = plan.sources[part.source]
     rows = np.sort(np.concatenate([part.train, part.valid]))
     described: dict[str, Any] = {
         "source": part.source,
         "slot": part.slot,
         "n_train": len(part.train),
         "n_valid": len(part.valid),
-        "sha256": digest(of.file.ids[rows]),
+        "sha256": digest(surveyed.file.ids[rows]),
     }
-    stratify = of.file.source.stratify
+    stratify = surveyed.file.source.stratify
     if stratify is not None:
         values, numbers = np.unique(
-            as_text(of.file.cells.obs[stratify.by])[rows].astype(str),
+            as_text(surveyed.file.cells.obs[stratify.by])[rows].astype(str),
             return_counts=True,
         )
         described["strata"] = dict(zip(values.tolist(), numbers.tolist(), strict=True))
@@ -451,26 +455,28 @@ def _overlap(
     composition: Composition, plan: Plan, corpus: Corpus
 ) -> dict[str, dict[str, int | None]]:
     """Count the cells and groups that a corpus shares with every evaluation set."""
-    found: dict[str, dict[str, int | None]] = {}
+    overlap: dict[str, dict[str, int | None]] = {}
     for name, (_, cells) in plan.evaluations.items():
         n_cells: int | None = 0
         groups: set[str] = set()
         for part in corpus.parts:
-            of = plan.sources[part.source]
+            surveyed = plan.sources[part.source]
             rows = np.concatenate([part.train, part.valid])
             if composition.evaluations[name].source == part.source:
                 shared = int(np.isin(rows, cells.rows).sum())
-            elif of.cells.are_numbered or cells.are_numbered:
+            elif surveyed.cells.are_numbered or cells.are_numbered:
                 n_cells = None  # names tell nothing
                 shared = 0
             else:
-                shared = int(is_among(of.file.ids[rows], cells.ids).sum())
+                shared = int(is_among(surveyed.file.ids[rows], cells.ids).sum())
             n_cells = None if n_cells is None else n_cells + shared
-            if of.file.source.group is not None and cells.groups is not None:
-                mine = as_text(of.file.cells.obs[of.file.source.group])[rows]
+            if surveyed.file.source.group is not None and cells.groups is not None:
+                mine = as_text(surveyed.file.cells.obs[surveyed.file.source.group])[
+                    rows
+                ]
                 groups |= set(mine) & set(cells.groups)
-        found[name] = {"cells": n_cells, "groups": len(groups)}
-    return found
+        overlap[name] = {"cells": n_cells, "groups": len(groups)}
+    return overlap
 
 
 def write_corpus(
@@ -580,7 +586,7 @@ def write_evaluation(
         with h5py.File(path, "r") as stored:
             if stored.attrs.get("sha256") == described["sha256"]:
                 return
-    of, cells = plan.evaluations[name]
+    surveyed, cells = plan.evaluations[name]
     evaluation = study.composition.evaluations[name]
     source = evaluation.source or name
     obs = pd.DataFrame(index=pd.Index(cells.ids, dtype=object))
@@ -588,15 +594,15 @@ def write_evaluation(
     for column in dict.fromkeys((*wanted, evaluation.group_by)):
         if column == SOURCE:
             obs[column] = source
-        elif column is not None and column in of.file.cells.obs:
-            obs[column] = as_text(of.file.cells.obs[column])[cells.rows]
+        elif column is not None and column in surveyed.file.cells.obs:
+            obs[column] = as_text(surveyed.file.cells.obs[column])[cells.rows]
     if cells.groups is not None:
         obs["group"] = cells.groups
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         var = pd.DataFrame(index=pd.Index(plan.genes, dtype=object))
         write_elem(file, "/", ad.AnnData(obs=obs.astype("category"), var=var))
         stored = empty_matrix(file, len(plan.genes))
-        rows = aligned_rows(of, cells.rows, len(plan.genes))
+        rows = aligned_rows(surveyed, cells.rows, len(plan.genes))
         for _, counts in rows.map_blocks(same_block):
             stored.append(counts)
         file.attrs["sha256"] = described["sha256"]
@@ -632,22 +638,22 @@ def _write_cells(path: Path, plan: Plan) -> None:
 def summary(document: Mapping[str, Any]) -> str:
     """Return the plan as a few lines."""
     lines = [f"    {document['genes']['n']:,} genes"]
-    for name, of in document["sources"].items():
-        left = of["left"]
-        removed = sum(sum(numbers.values()) for numbers in of["removed"].values())
+    for name, source in document["sources"].items():
+        left = source["left"]
+        removed = sum(sum(numbers.values()) for numbers in source["removed"].values())
         lines.append(
             f"    source {name}: {left[0][1]:,} cells, {left[-1][1]:,} meet the "
-            f"filters, {of['available']:,} available"
+            f"filters, {source['available']:,} available"
             + (f" ({removed:,} taken out for evaluations)" if removed else "")
         )
-    for name, of in document["evaluations"].items():
-        lines.append(f"    evaluation {name}: {of['n_cells']:,} cells")
-        if of["genes"]["missing"]:
+    for name, evaluation in document["evaluations"].items():
+        lines.append(f"    evaluation {name}: {evaluation['n_cells']:,} cells")
+        if evaluation["genes"]["missing"]:
             lines[-1] += f"; {missing_genes(document, name)}"
-    for name, of in document["corpora"].items():
+    for name, corpus in document["corpora"].items():
         parts = " + ".join(
             f"{part['n_train'] + part['n_valid']:,} {part['source']}[{part['slot']}]"
-            for part in of["parts"]
+            for part in corpus["parts"]
         )
         lines.append(f"    corpus {name}: {parts}")
     return "\n".join(lines)

@@ -61,8 +61,8 @@ def read_h5mu(path: Path, files: contextlib.ExitStack, modality: str) -> RawFile
     file = files.enter_context(h5py.File(path, "r"))
     modalities = list(file["mod"])
     if modality not in modalities:
-        found = ", ".join(modalities)
-        msg = f'{path}: no modality "{modality}"; modalities found: {found}.'
+        names = ", ".join(modalities)
+        msg = f'{path}: no modality "{modality}"; modalities found: {names}.'
         if modality == ATAC:
             msg += "\n    Rename it, or name a file of it in input_ds.atac.raw_input."
         raise DataError(msg)

@@ -70,18 +70,18 @@ def open_raw_file(
     DataError
         If there is no such file, its format is none of ours, or it is damaged.
     """
-    found = raw_format(raw_input)
+    kind = raw_format(raw_input)
     path = Path(raw_input).expanduser()
     with contextlib.ExitStack() as files:
         with _reading(raw_input):
-            if found == BUILTIN_PREFIX:
+            if kind == BUILTIN_PREFIX:
                 raw = read_builtin()
-            elif found in TEXT:
+            elif kind in TEXT:
                 raw = read_text(path, obs_columns)
-            elif found == H5MU:
+            elif kind == H5MU:
                 raw = read_h5mu(path, files, modality)
             else:
-                raw = READERS[found](path, files)
+                raw = READERS[kind](path, files)
         yield raw
 
 

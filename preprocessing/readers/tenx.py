@@ -42,8 +42,10 @@ def read_10x_h5(path: Path, files: contextlib.ExitStack) -> RawFile:
     else:
         genomes = [name for name in file if "indptr" in file[name]]
         if len(genomes) != 1:
-            found = ", ".join(genomes) or "none"
-            msg = f"one genome is expected in a 10x file, found {len(genomes)}: {found}"
+            listed = ", ".join(genomes) or "none"
+            msg = (
+                f"one genome is expected in a 10x file, found {len(genomes)}: {listed}"
+            )
             raise ValueError(msg)
         group = file[genomes[0]]
         names, ids, kinds = texts(group["gene_names"]), texts(group["genes"]), None
@@ -121,8 +123,8 @@ def _gene_expression(matrix: Matrix, kinds: npt.NDArray[Any] | None) -> Matrix:
         return matrix
     kept = kinds == GENE_EXPRESSION
     if not kept.any():
-        found = ", ".join(sorted(set(kinds)))
-        msg = f'no "{GENE_EXPRESSION}" feature, only {found}'
+        others = ", ".join(sorted(set(kinds)))
+        msg = f'no "{GENE_EXPRESSION}" feature, only {others}'
         raise ValueError(msg)
 
     def blocks() -> Blocks:
@@ -134,16 +136,16 @@ def _gene_expression(matrix: Matrix, kinds: npt.NDArray[Any] | None) -> Matrix:
 
 def _one_of(folder: Path, *endings: str) -> Path:
     """Return the one file whose name ends so, plain or .gz; GEO adds prefixes."""
-    found = sorted(
+    files = sorted(
         file
         for file in folder.iterdir()
         if file.name.removesuffix(".gz").endswith(endings)
     )
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
         msg = f"one {' or '.join(endings)} (or .gz) is expected, found {names}"
         raise ValueError(msg)
-    return found[0]
+    return files[0]
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -46,7 +46,9 @@ def test_a_survey_of_a_processed_experiment_reads_its_folder_alone(experiment):
     assert after == (experiment.manifest(), before.n_values)
 
 
-def test_the_values_of_an_experiment_without_its_processed_file_are_unknown(experiment):
+def test_values_are_counted_in_records_where_there_is_no_processed_file(experiment):
+    """As of the experiments of a composition study, which have none."""
     preprocessing.process(experiment)
+    expected = ad.read_h5ad(experiment.processed_file).X.nnz
     experiment.processed_file.unlink()
-    assert survey(experiment).n_values is None
+    assert survey(experiment).n_values == expected

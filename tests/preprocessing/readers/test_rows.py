@@ -17,11 +17,13 @@ from cellgan.config.composition import DaskReader
 from cellgan.errors import ConfigError
 from preprocessing.readers.rows import (
     CELLS_AT_ONCE,
+    JoinedRows,
     RowsByDask,
     RowsInMemory,
     RowsOnDisk,
     StoredRows,
     dask_client,
+    same_block,
 )
 from tests.composition_studies import composition
 from tests.preprocessing.composition.test_corpora import counts_of, process
@@ -43,7 +45,7 @@ def rows(
     request: pytest.FixtureRequest, counts: sp.csr_matrix, tmp_path: Path
 ) -> Iterator[StoredRows]:
     if request.param == "memory":
-        yield RowsInMemory(counts, CELLS_AT_ONCE)
+        yield RowsInMemory(counts.copy(), CELLS_AT_ONCE)
         return
     cells = ad.AnnData(counts if request.param != "dense" else counts.toarray())
     if request.param == "zarr":
@@ -84,6 +86,74 @@ def test_wanted_cells_are_given_alone_and_other_blocks_not_read(
     np.testing.assert_array_equal(block, counts[wanted].toarray())
 
 
+def test_rows_can_be_read_anywhere(rows: StoredRows, counts: sp.csr_matrix) -> None:
+    np.testing.assert_array_equal(
+        rows.read(slice(2040, 2061)).toarray(), counts[2040:2061].toarray()
+    )
+
+
+def test_a_matrix_in_memory_is_one_block_and_not_copied(counts: sp.csr_matrix) -> None:
+    ((place, block),) = RowsInMemory(counts).map_blocks(same_block)
+
+    assert (place.start, place.stop) == (0, N_CELLS)
+    assert block is counts
+    assert RowsInMemory(counts).gather() is counts
+
+
+def every(step: int, n: int) -> np.ndarray:
+    return np.arange(n) % step == 0
+
+
+def test_selected_rows_are_those_of_the_matrix(
+    rows: StoredRows, counts: sp.csr_matrix
+) -> None:
+    """Selected three times: cells, cells again, and features at last."""
+    all_genes, some_genes = np.ones(12, bool), every(3, 12)
+    cells = every(2, N_CELLS)
+    expected = counts.toarray()[cells][every(3, cells.sum())][:, some_genes]
+
+    selected = rows.select(cells, all_genes)
+    selected = selected.select(every(3, cells.sum()), all_genes)
+    selected = selected.select(np.ones(len(expected), bool), some_genes)
+
+    assert (selected.n_cells, selected.n_features) == expected.shape
+    np.testing.assert_array_equal(selected.gather().toarray(), expected)
+    part = selected.read(slice(300, 401))
+    np.testing.assert_array_equal(part.toarray(), expected[300:401])
+    wanted = every(50, len(expected))
+    blocks = [block for _, block in selected.map_blocks(dense, wanted)]
+    np.testing.assert_array_equal(np.concatenate(blocks), expected[wanted])
+
+
+def test_selected_rows_are_placed_among_those_selected(
+    rows: StoredRows, counts: sp.csr_matrix
+) -> None:
+    cells = every(2, N_CELLS)
+    kept = counts.toarray()[cells]
+
+    blocks = list(rows.select(cells, np.ones(12, bool)).map_blocks(dense))
+
+    for place, block in blocks:
+        np.testing.assert_array_equal(kept[place], block)
+    assert sum(len(block) for _, block in blocks) == cells.sum()
+
+
+def test_joined_rows_are_one_below_the_other(counts: sp.csr_matrix) -> None:
+    parts = [RowsInMemory(counts[:700], 300), RowsInMemory(counts[700:])]
+    joined = JoinedRows(parts)
+
+    assert [(place.start, place.stop) for place, _ in joined.map_blocks(dense)] == [
+        *((0, 300), (300, 600), (600, 700)),
+        (700, N_CELLS),
+    ]
+    np.testing.assert_array_equal(joined.gather().toarray(), counts.toarray())
+    across = joined.read(slice(690, 720))
+    np.testing.assert_array_equal(across.toarray(), counts[690:720].toarray())
+    wanted = every(90, N_CELLS)
+    blocks = [block for _, block in joined.map_blocks(dense, wanted)]
+    np.testing.assert_array_equal(np.concatenate(blocks), counts[wanted].toarray())
+
+
 def test_scheduler_that_is_not_there_is_refused(tmp_path: Path) -> None:
     reader = DaskReader(scheduler=str(tmp_path / "scheduler.json"))
 
@@ -121,12 +191,16 @@ def test_workers_give_the_same_blocks(
         stored = RowsByDask(element, client, 512)
         found = list(stored.map_blocks(dense))
         some = list(stored.map_blocks(dense, wanted))
+        selected = stored.select(wanted, every(3, 12)).gather()
 
     assert len(found) == -(-N_CELLS // 512)
     np.testing.assert_array_equal(
         np.concatenate([block for _, block in found]), counts.toarray()
     )
-    assert [of.start for of, _ in some] == [512]
+    np.testing.assert_array_equal(
+        selected.toarray(), counts.toarray()[wanted][:, every(3, 12)]
+    )
+    assert [place.start for place, _ in some] == [512]
     np.testing.assert_array_equal(some[0][1], counts[wanted].toarray())
 
 
