@@ -68,6 +68,30 @@ def test_wrong_parameter_is_answered_without_a_heavy_library(tmp_path: Path) -> 
     assert not loaded & HEAVY
 
 
+def test_every_template_and_asset_of_a_report_is_package_data() -> None:
+    folder = ROOT / "cellgan" / "evaluation" / "report"
+    patterns = settings()["tool"]["setuptools"]["package-data"][
+        "cellgan.evaluation.report"
+    ]
+
+    packaged = {file for pattern in patterns for file in folder.glob(pattern)}
+    files = {file for file in folder.rglob("*.*") if "__pycache__" not in file.parts}
+    assert {file for file in files if file.suffix != ".py"} == packaged
+
+
+def test_templates_are_loaded_only_when_a_report_is_written() -> None:
+    program = (
+        "import sys; from cellgan.evaluation.report import html, model_card; "
+        "print('jinja2' in sys.modules); "
+        "html.render('metrics.md.j2', report=type('None', (), {'metrics': []})); "
+        "print('jinja2' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_console_command_is_main() -> None:
     from cellgan import cli
 

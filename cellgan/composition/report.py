@@ -25,7 +25,12 @@ import pandas as pd
 
 import cellgan
 from cellgan.composition import figures
-from cellgan.composition.statistics import TITLES, TRAINED, Verdict, verdict
+from cellgan.composition.statistics import (
+    TITLES,
+    TRAINED,
+    MixtureVerdict,
+    mixture_verdict,
+)
 from cellgan.config.composition import Composition
 from cellgan.config.reading import as_json
 from cellgan.evaluation.figures.canvas import Picture
@@ -62,12 +67,12 @@ class Tables:
             & (rows["group"] == "")
         ]
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[MixtureVerdict]:
         """Return what each evaluation set allows to say."""
         rows = self.summary
         rows = rows[(rows["metric"] == self.metric) & (rows["group"] == "")]
         return [
-            verdict(
+            mixture_verdict(
                 rows[rows["evaluation"] == name],
                 name,
                 self.metric,
@@ -82,7 +87,7 @@ class Tables:
         return [" ".join(of.sentences) for of in self.verdicts()]
 
 
-def write_report(
+def write_study_report(
     folder: Path,
     name: str,
     asked: Composition,
@@ -130,7 +135,7 @@ def write_report(
             },
         )
         (staged / HTML).write_text(
-            page(name, document, tables, pictures), encoding="utf-8"
+            study_page(name, document, tables, pictures), encoding="utf-8"
         )
 
 
@@ -167,7 +172,7 @@ def draw(asked: Composition, tables: Tables) -> list[Picture]:
     return [picture for picture in drawn if picture is not None]
 
 
-def page(
+def study_page(
     name: str,
     document: Mapping[str, Any],
     tables: Tables,

@@ -48,7 +48,7 @@ from cellgan.evaluation.metrics.reconstruction import (
     cell_accuracy,
     log_normalized,
     log_shares,
-    variable_genes,
+    most_dispersed_genes,
 )
 from cellgan.evaluation.suite import median_bandwidths
 from cellgan.experiment import Experiment
@@ -141,7 +141,7 @@ def evaluate_composition(study: Study) -> None:
         if evaluation["genes"]["missing"]:
             scored.notes[f"{name}: {missing_genes(document, name)}."] = None
     tables = _tables(study, scored, evaluations)
-    composition_report.write_report(
+    composition_report.write_study_report(
         study.report_folder, study.name, study.composition, document, tables
     )
     for line in tables.verdict_lines():
@@ -159,7 +159,7 @@ def _open_evaluation(study: Study, name: str) -> Evaluated:
         genes = cells.var_names.isin(asked.genes)
     else:
         step = -(-cells.n_obs // GENE_CHOICE_CELLS)
-        genes = variable_genes(log_normalized(cells.X[::step]), asked.genes)
+        genes = most_dispersed_genes(log_normalized(cells.X[::step]), asked.genes)
     if not genes.any():
         msg = (
             f"evaluations.{name}.genes: the study has none of them "

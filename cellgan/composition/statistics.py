@@ -169,7 +169,7 @@ def log2_ratio(value: float, baseline: Floats) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class MixtureVerdict:
     """What the numbers of one evaluation set allow to say."""
 
     evaluation: str
@@ -181,13 +181,13 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(
+def mixture_verdict(
     rows: pd.DataFrame,
     evaluation: str,
     metric: str,
     baseline: str,
     size_control: str | None,
-) -> Verdict:
+) -> MixtureVerdict:
     """Say what one evaluation set tells, and no more than its error bars carry.
 
     Parameters
@@ -203,7 +203,7 @@ def verdict(
     order = (sign * candidates["value"]).sort_values(ascending=False)
     if not np.isfinite(order.iloc[0]):
         sentence = f"{evaluation}: {metric} is undefined."
-        return Verdict(evaluation, baseline, None, (sentence,))
+        return MixtureVerdict(evaluation, baseline, None, (sentence,))
     best = str(order.index[0])
     row = trained.loc[best]
     base = trained.loc[baseline]
@@ -233,7 +233,7 @@ def verdict(
         beats, sentence = _against_control(trained, best, size_control, sign, n_rivals)
         sentences.append(sentence)
     sentences += _against_simple(rows, best, sign)
-    return Verdict(evaluation, best, beats, tuple(sentences))
+    return MixtureVerdict(evaluation, best, beats, tuple(sentences))
 
 
 def _against_control(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import cellgan
 from cellgan.config.reading import as_json
 from cellgan.errors import ConfigError, DataError
-from cellgan.evaluation.comparison.pairs import Pair, concatenate, make_pair
+from cellgan.evaluation.comparison.pairs import Pair, concatenate_sides, make_pair
 from cellgan.evaluation.comparison.sides import (
     Comparison,
     compare_experiment,
@@ -327,7 +327,7 @@ def check_memorisation(
             "the real file does not say which cells were trained on: an obs column "
             '"split" with the values train and test would'
         )
-    training = concatenate(sides.frame.training, sides.control)
+    training = concatenate_sides(sides.frame.training, sides.control)
     donors = None
     if compared.donors is not None:
         donors = (
@@ -400,7 +400,7 @@ def _write(
     write_report(folder / JSON, document)
     for name, said in document.experiments.items():
         if len(document.experiments) == 1:
-            log.info("%s", tables.summary(name, said))
+            log.info("%s", tables.summary_text(name, said))
         for warning in said.warnings:
             log.warning("%s: %s", name, warning)
         if said.cells.generated < FEW_CELLS:
@@ -414,7 +414,7 @@ def _write(
             reason = tables.why_unknown(said)
             log.info("%s: leaks were not looked for: %s", name, reason)
     if len(document.experiments) > 1:
-        log.info("%s", tables.leaderboard(document))
+        log.info("%s", tables.leaderboard_text(document))
     for name, said in document.experiments.items():
         log.info("%s: %s", name, said.verdict.headline)
         for finding in said.verdict.findings:

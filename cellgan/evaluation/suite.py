@@ -33,7 +33,7 @@ from cellgan.evaluation.comparison.pairs import (
     make_side,
     weighted_means,
 )
-from cellgan.evaluation.comparison.sides import Comparison, Modality
+from cellgan.evaluation.comparison.sides import Comparison, ModalityValues
 from cellgan.evaluation.comparison.space import Floats, fit_space, log_expression
 from cellgan.evaluation.metrics import (
     classifiers,
@@ -80,6 +80,11 @@ class Learned(NamedTuple):
     """Of labels, learned from real training cells."""
     scores: classifiers.OutOfFold
     """Of both sides, by those who tell one from the other."""
+
+    def of_label(self, pair: Pair, label: str) -> Learned:
+        """Return the same of one label's cells: nothing is fitted again."""
+        scores = classifiers.of_label(self.scores, pair, label)
+        return self._replace(scores=scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +178,7 @@ def _cost(part: str, kind: str) -> float:
     return COSTS[part] * (UNRESAMPLED if kind in FLOORS and part != "fit" else 1.0)
 
 
-def _main_first(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
+def _main_first(modalities: Mapping[str, ModalityValues]) -> dict[str, ModalityValues]:
     """Return RNA before all others, in whatever order files have them."""
     names = sorted(modalities, key=lambda name: name != RNA)
     return {name: modalities[name] for name in names}
@@ -181,7 +186,7 @@ def _main_first(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
 
 def make_sides(
     compared: Comparison,
-    modality: Modality,
+    modality: ModalityValues,
     *,
     seed: int,
     by_dispersion: bool = True,
@@ -191,7 +196,7 @@ def make_sides(
     Parameters
     ----------
     by_dispersion
-        How its features are chosen: see `space.variable_genes`.
+        How its features are chosen: see `space.most_variable_genes`.
     """
     logged = log_expression(modality.values["training"])
     space = fit_space(
@@ -282,69 +287,48 @@ def _n_label_resamples(pair: Pair) -> int:
     return min(len(pair.draws) - 1, N_LABEL_RESAMPLES)
 
 
-def _of_pairs(
-    compute: Callable[[Pair], Estimates], metrics: Sequence[Metric]
-) -> Callable[[Pair, Learned, Sequence[str]], Results]:
+def _family(
+    name: str,
+    metrics: tuple[Metric, ...],
+    compute: Callable[[Pair, Learned], Estimates],
+) -> Family:
     """Compute a family for all cells, and again for the cells of every label."""
-    again = {metric.name for metric in metrics if metric.per_label}
+    again = [metric.name for metric in metrics if metric.per_label]
 
     def estimate(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
-        del learned
-        results: Results = {(name, None): of for name, of in compute(pair).items()}
+        everything = compute(pair, learned)
+        results: Results = {(of, None): values for of, values in everything.items()}
         for label in labels if again else ():
             part = pair.of_label(label, _n_label_resamples(pair))
             if len(part.other):
-                found = compute(part)
-                results |= {(name, label): found[name] for name in again}
+                values = compute(part, learned.of_label(pair, label))
+                results |= {(of, label): values[of] for of in again}
         return results
 
-    return estimate
-
-
-def _classifiers(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
-    """Labels take their own cells' scores: nothing is fitted again."""
-    scores = learned.scores
-    found = classifiers.auc_metrics(pair, scores)
-    results: Results = {(name, None): of for name, of in found.items()}
-    for label in labels:
-        part = pair.of_label(label, _n_label_resamples(pair))
-        if len(part.other):
-            found = classifiers.auc_metrics(
-                part, classifiers.of_label(scores, pair, label)
-            )
-            results |= {(name, label): of for name, of in found.items()}
-    return results
-
-
-def _use(pair: Pair, learned: Learned, labels: Sequence[str]) -> Results:
-    judge = learned.judge
-    found = use.use_metrics(pair, judge)
-    results: Results = {(name, None): of for name, of in found.items()}
-    for label in labels:
-        part = pair.of_label(label, _n_label_resamples(pair))
-        if len(part.other):
-            found = use.use_metrics(part, judge)
-            results["label_agreement", label] = found["label_agreement"]
-    return results
+    return Family(name, metrics, estimate)
 
 
 FAMILIES = (
-    Family(
+    _family(
         "distribution",
         distribution.METRICS,
-        _of_pairs(distribution.distribution_metrics, distribution.METRICS),
+        lambda pair, _: distribution.distribution_metrics(pair),
     ),
-    Family(
-        "support", support.METRICS, _of_pairs(support.support_metrics, support.METRICS)
+    _family("support", support.METRICS, lambda pair, _: support.support_metrics(pair)),
+    _family(
+        "classifiers",
+        classifiers.METRICS,
+        lambda pair, learned: classifiers.auc_metrics(pair, learned.scores),
     ),
-    Family("classifiers", classifiers.METRICS, _classifiers),
-    Family("genes", genes.METRICS, _of_pairs(genes.genes_metrics, genes.METRICS)),
-    Family(
+    _family("genes", genes.METRICS, lambda pair, _: genes.genes_metrics(pair)),
+    _family(
         "structure",
         structure.METRICS,
-        _of_pairs(structure.structure_metrics, structure.METRICS),
+        lambda pair, _: structure.structure_metrics(pair),
     ),
-    Family("use", use.METRICS, _use),
+    _family(
+        "use", use.METRICS, lambda pair, learned: use.use_metrics(pair, learned.judge)
+    ),
 )
 
 

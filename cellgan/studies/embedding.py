@@ -39,7 +39,7 @@ from cellgan.evaluation.metrics.reconstruction import (
     cell_accuracy,
     log_normalized,
     log_shares,
-    variable_genes_of_counts,
+    most_dispersed_of_counts,
 )
 from cellgan.experiment import Experiment, replacing
 from cellgan.generation.allotment import check_condition
@@ -277,7 +277,7 @@ def _write(
     n_cells = counts.shape[0]
     reconstructs = isinstance(trained.model, ReconstructingModel)
     all_genes = np.ones(counts.shape[1], bool)
-    compared = variable_genes_of_counts(counts) if n_cells > 1 else all_genes
+    compared = most_dispersed_of_counts(counts) if n_cells > 1 else all_genes
     collected = Collected(trained.model, compared, settings)
     kind = trained.experiment.parameters.model.type.lower()
     var = name_frame(trained.genes)

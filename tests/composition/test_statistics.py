@@ -19,10 +19,10 @@ from cellgan.composition.statistics import (
     linear_predictability,
     loading_rows,
     log2_ratio,
+    mixture_verdict,
     resampled_medians,
     summarise,
     top_gene_overlap,
-    verdict,
 )
 
 MIXTURES = ("base", "control", "plus")
@@ -106,7 +106,7 @@ def said(values: np.ndarray, **simple: float) -> tuple[bool | None, str]:
     for model, value in simple.items():
         name = {"mean": MEAN_PROFILE, "pca": COMPONENTS}[model]
         rows = pd.concat([rows, rows[:3].assign(model=name, value=value, se=0.01)])
-    found = verdict(rows, "e", "r2", "base", "control")
+    found = mixture_verdict(rows, "e", "r2", "base", "control")
     return found.beats_control, " ".join(found.sentences)
 
 
@@ -143,8 +143,8 @@ def test_best_of_many_mixtures_needs_a_larger_lead() -> None:
         row = rows[rows["mixture"] == "base"].assign(mixture=f"other {index}")
         many.append(row)
 
-    one = verdict(rows, "e", "r2", "base", "control")
-    of_many = verdict(pd.concat(many), "e", "r2", "base", "control")
+    one = mixture_verdict(rows, "e", "r2", "base", "control")
+    of_many = mixture_verdict(pd.concat(many), "e", "r2", "base", "control")
 
     assert (one.best, one.beats_control) == ("plus", True)
     assert (of_many.best, of_many.beats_control) == ("plus", False)
@@ -179,7 +179,9 @@ def test_one_seed_claims_nothing() -> None:
 def test_without_size_control_nothing_is_said_of_numbers() -> None:
     found = resampled_medians(SPREAD, 50, 1)
     rows = pd.DataFrame(summarise(found, MIXTURES, "base", None, 2))
-    words = verdict(rows.assign(model=TRAINED), "e", "r2", "base", None).sentences
+    words = mixture_verdict(
+        rows.assign(model=TRAINED), "e", "r2", "base", None
+    ).sentences
 
     assert any("There is no size control" in sentence for sentence in words)
 
@@ -194,7 +196,7 @@ def test_model_that_a_mean_or_components_match_is_told() -> None:
 
 def test_small_values_are_good_where_lower_is_better() -> None:
     rows = rows_of(-cells_of((0.0, 0.01), (0.1, 0.11), (0.4, 0.42)))
-    found = verdict(rows, "e", "nll", "base", "control")
+    found = mixture_verdict(rows, "e", "nll", "base", "control")
 
     assert (found.best, found.beats_control) == ("plus", True)
 

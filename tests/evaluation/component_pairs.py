@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from cellgan.evaluation.comparison.pairs import Draws, Frame, Pair, Side, make_pair
+from cellgan.evaluation.comparison.pairs import Frame, Pair, Resamples, Side, make_pair
 
 
 def side_of(components, labels=None) -> Side:
@@ -39,7 +39,7 @@ def pair_of(real, other, *, n_resamples=0, bandwidths=(1.0,)) -> Pair:
 
 def pair_with_draws(real, other, of_real, of_other, bandwidths=(1.0,)) -> Pair:
     """Return a pair whose resamples after row 0 are the given multiplicities."""
-    draws = Draws(
+    draws = Resamples(
         *(
             np.vstack([np.ones(len(cells)), np.asarray(rows, np.float64)])
             for cells, rows in ((real, of_real), (other, of_other))

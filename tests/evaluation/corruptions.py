@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from cellgan.evaluation.comparison.draws import draw_cells
-from cellgan.evaluation.comparison.sides import Comparison, Modality
+from cellgan.evaluation.comparison.sides import Comparison, ModalityValues
 from tests.synthetic import SyntheticCells
 
 
@@ -114,7 +114,7 @@ def comparison(
         side: sp.csr_array(cells.counts[rows]) for side, (cells, rows) in sides.items()
     }
     return Comparison(
-        modalities={"rna": Modality(names, values, are_counts)},
+        modalities={"rna": ModalityValues(names, values, are_counts)},
         labels={side: cells.labels[rows] for side, (cells, rows) in sides.items()},
         label="cell_type",
         covariates={},

@@ -84,7 +84,7 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class Resamples:
     """Multiplicities of cells in the bootstrap; row 0 is all ones."""
 
     real: Floats
@@ -103,7 +103,7 @@ class Pair:
     real: Side
     other: Side
     frame: Frame
-    draws: Draws
+    draws: Resamples
 
     def of_label(self, label: str, n_resamples: int) -> Pair:
         """Return the pair of one label's cells."""
@@ -122,7 +122,7 @@ def make_pair(real: Side, other: Side, frame: Frame, n_resamples: int) -> Pair:
     n_resamples
         Resamples beside the cells as they are; 0 for a value without interval.
     """
-    draws = Draws(
+    draws = Resamples(
         *(
             multiplicities(
                 side.labels, n_resamples, derive_seed(frame.seed, "bootstrap", name)
@@ -184,7 +184,7 @@ def make_side(values: Matrix, labels: Labels, space: Space) -> Side:
     )
 
 
-def concatenate(first: Side, second: Side) -> Side:
+def concatenate_sides(first: Side, second: Side) -> Side:
     """Return the cells of both sides, those of `first` before those of `second`."""
     return Side(
         values=sp.vstack([first.values, second.values], format="csr"),

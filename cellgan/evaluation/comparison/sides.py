@@ -47,7 +47,7 @@ SIDES = ("training", "control", "held_out", "generated")
 
 
 @dataclasses.dataclass(frozen=True)
-class Modality:
+class ModalityValues:
     """Values of all sides in one modality: the same features, the same scale."""
 
     names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Modality:
 class Comparison:
     """Everything a report compares, and where it is from."""
 
-    modalities: Mapping[str, Modality]
+    modalities: Mapping[str, ModalityValues]
     labels: Mapping[str, Labels]
     """Side -> label of every cell; all ``""`` when generated ones have none."""
     label: str | None
@@ -95,7 +95,7 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class RealCells:
+class RealFile:
     """Which rows of an open file of real cells were trained on, and which held out."""
 
     file: CellFile
@@ -220,13 +220,13 @@ def held_out_split(obs: pd.DataFrame) -> str | None:
     return next((split for split in ("test", "valid") if split in present), None)
 
 
-def _by_split(real: CellFile) -> RealCells | None:
+def _by_split(real: CellFile) -> RealFile | None:
     split = held_out_split(real.obs)
     if split is None:
         return None
     of_cell = real.obs["split"].astype(str).to_numpy()
     training, held_out = (np.flatnonzero(of_cell == name) for name in ("train", split))
-    return RealCells(
+    return RealFile(
         real,
         training,
         held_out,
@@ -258,10 +258,10 @@ def _some(names: Sequence[str] | np.ndarray) -> str:
     return f"{named}, ... ({more} more)" if more > 0 else named
 
 
-def _by_chance(real: CellFile, seed: int) -> RealCells:
+def _by_chance(real: CellFile, seed: int) -> RealFile:
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(real))
     third = len(real) // 3  # as many as there are of controls, half of the rest
-    return RealCells(
+    return RealFile(
         real,
         np.sort(order[third:]),
         np.sort(order[:third]),
@@ -287,7 +287,7 @@ def _label_column(label: str | None, real: CellFile, made: CellFile) -> str | No
 
 
 def _compare(
-    real: RealCells,
+    real: RealFile,
     made: CellFile,
     *,
     label: str | None,
@@ -416,7 +416,7 @@ def _check_labels(
     raise DataError(msg)
 
 
-def _check_numbers(real: RealCells, made: CellFile, rows: Mapping[str, Rows]) -> None:
+def _check_numbers(real: RealFile, made: CellFile, rows: Mapping[str, Rows]) -> None:
     short = [side for side in SIDES if len(rows[side]) < FEWEST_CELLS]
     if not short:
         return
@@ -431,7 +431,7 @@ def _check_numbers(real: RealCells, made: CellFile, rows: Mapping[str, Rows]) ->
 
 def _read_modalities(
     real: CellFile, made: CellFile, rows: Mapping[str, Rows]
-) -> tuple[dict[str, Modality], list[str]]:
+) -> tuple[dict[str, ModalityValues], list[str]]:
     shared = [name for name in real.modalities if name in made.modalities]
     if not shared:
         msg = (
@@ -455,7 +455,7 @@ def _read_modalities(
         if not are_counts:
             size = _median_total(values["held_out"])
             values = {side: scale_cells(of, size) for side, of in values.items()}
-        modalities[name] = Modality(tuple(names), values, are_counts)
+        modalities[name] = ModalityValues(tuple(names), values, are_counts)
     return modalities, dropped
 
 
@@ -515,7 +515,7 @@ def _median_total(values: sp.csr_array) -> float:
     return float(np.median(np.asarray(values.sum(axis=1, dtype=np.float64))))
 
 
-def _scale_sentence(modalities: Mapping[str, Modality], made: CellFile) -> str:
+def _scale_sentence(modalities: Mapping[str, ModalityValues], made: CellFile) -> str:
     per = f"log values: log1p of values per {LIBRARY_SIZE:,.0f} in every cell"
     if all(modality.are_counts for modality in modalities.values()):
         return f"both sides are counts; {per}"

@@ -104,12 +104,12 @@ def fit_space(
         Upper limits; small data have fewer of both. By default one component for
         `CELLS_PER_COMPONENT` cells, from `FEWEST_COMPONENTS` to `N_COMPONENTS`.
     by_dispersion
-        How genes are chosen, see `variable_genes`.
+        How genes are chosen, see `most_variable_genes`.
     """
     if n_components is None:
         affordable = log_values.shape[0] // CELLS_PER_COMPONENT
         n_components = min(max(affordable, FEWEST_COMPONENTS), N_COMPONENTS)
-    genes = variable_genes(log_values, n_genes, by_dispersion=by_dispersion)
+    genes = most_variable_genes(log_values, n_genes, by_dispersion=by_dispersion)
     values = dense(log_values[:, genes])
     scaler = StandardScaler(with_std=False).fit(values)
     centred = np.clip(scaler.transform(values), -LARGEST_CENTRED, LARGEST_CENTRED)
@@ -117,7 +117,7 @@ def fit_space(
     return Space(genes, scaler, pca.fit(centred))
 
 
-def variable_genes(
+def most_variable_genes(
     log_values: Matrix, n_genes: int, *, by_dispersion: bool = True
 ) -> Rows:
     """Return the columns of highly variable genes, most variable first.

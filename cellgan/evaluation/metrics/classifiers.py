@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cellgan.evaluation.comparison.pairs import Draws, Estimates, Pair
+from cellgan.evaluation.comparison.pairs import Estimates, Pair, Resamples
 from cellgan.evaluation.comparison.space import Floats
 from cellgan.evaluation.metrics.catalogue import Defect, Metric
 from cellgan.evaluation.report.document import GiveawayGene
@@ -106,11 +106,6 @@ class OutOfFold:
     1: the mean over the folds' forests."""
 
 
-def classifiers_metrics(pair: Pair) -> Estimates:
-    """Return the area under the ROC curve of every classifier, ``(n_draws,)``."""
-    return auc_metrics(pair, fit_out_of_fold(pair))
-
-
 def fit_out_of_fold(pair: Pair) -> OutOfFold:
     """Fit every classifier to every fold of both sides' cells.
 
@@ -162,7 +157,7 @@ def auc_metrics(pair: Pair, scores: OutOfFold) -> Estimates:
     }
 
 
-def weighted_auc(real: npt.ArrayLike, other: npt.ArrayLike, draws: Draws) -> Floats:
+def weighted_auc(real: npt.ArrayLike, other: npt.ArrayLike, draws: Resamples) -> Floats:
     """Return how often an other cell's value exceeds a real one's, ``(n_draws,)``.
 
     Parameters
@@ -210,7 +205,7 @@ def giveaway_genes(
 
 def _giveaway_gene(pair: Pair, column: int, importance: float) -> GiveawayGene:
     real, other = pair.real.genes[:, column], pair.other.genes[:, column]
-    as_they_are = Draws(np.ones((1, len(real))), np.ones((1, len(other))))
+    as_they_are = Resamples(np.ones((1, len(real))), np.ones((1, len(other))))
     return GiveawayGene(
         gene=pair.frame.gene_names[pair.frame.space.genes[column]],
         importance=importance,

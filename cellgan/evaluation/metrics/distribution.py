@@ -18,9 +18,9 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import euclidean_distances
 
 from cellgan.evaluation.comparison.pairs import (
-    Draws,
     Estimates,
     Pair,
+    Resamples,
     make_pair,
     weighted_means,
 )
@@ -295,7 +295,7 @@ def mmd_permutation_p(pair: Pair) -> float:
 # Optimal transport
 
 
-def transport_costs(costs: Floats, draws: Draws) -> Floats:
+def transport_costs(costs: Floats, draws: Resamples) -> Floats:
     """Return the mean cost of the cheapest assignment, one number per draw.
 
     Parameters

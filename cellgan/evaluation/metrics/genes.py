@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.stats import rankdata
 
-from cellgan.evaluation.comparison.pairs import Draws, Estimates, Pair
+from cellgan.evaluation.comparison.pairs import Estimates, Pair, Resamples
 from cellgan.evaluation.comparison.space import Floats, Rows
 from cellgan.evaluation.metrics.catalogue import Metric
 
@@ -129,7 +129,7 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-class GeneMoments(NamedTuple):
+class ResampledMoments(NamedTuple):
     """What pictures and metrics look at, per draw and gene ``(n_draws, n_genes)``."""
 
     mean: Floats
@@ -162,8 +162,8 @@ def genes_metrics(pair: Pair) -> Estimates:
         )
     genes = detected_genes(pair.real.values)
     if len(genes) > 0:
-        real = gene_moments(pair.real.values[:, genes], pair.draws.real)
-        other = gene_moments(pair.other.values[:, genes], pair.draws.other)
+        real = resampled_moments(pair.real.values[:, genes], pair.draws.real)
+        other = resampled_moments(pair.other.values[:, genes], pair.draws.other)
         estimates |= _agreement(real, other)
     return estimates
 
@@ -176,7 +176,7 @@ def detected_genes(values: sp.csr_array) -> Rows:
     return columns
 
 
-def gene_moments(values: sp.csr_array, multiplicity: Floats) -> GeneMoments:
+def resampled_moments(values: sp.csr_array, multiplicity: Floats) -> ResampledMoments:
     """Return the moments of every gene in every draw.
 
     Parameters
@@ -202,13 +202,13 @@ def gene_moments(values: sp.csr_array, multiplicity: Floats) -> GeneMoments:
     sums = n_detected + sums_beyond
     squares = n_detected + 2 * sums_beyond + (beyond @ cells).T
     variance = np.maximum(squares - sums**2 / n_cells, 0) / (n_cells - 1)
-    return GeneMoments(sums / n_cells, variance, 1 - n_detected / n_cells)
+    return ResampledMoments(sums / n_cells, variance, 1 - n_detected / n_cells)
 
 
 def ks_statistics(
     real: npt.NDArray[np.floating],
     other: npt.NDArray[np.floating],
-    draws: Draws,
+    draws: Resamples,
 ) -> Floats:
     """Return the Kolmogorov-Smirnov statistic of two samples in every draw.
 
@@ -262,7 +262,7 @@ def _ks_of_cells(
     return ks_statistics(real, other, pair.draws)
 
 
-def _agreement(real: GeneMoments, other: GeneMoments) -> dict[str, Floats]:
+def _agreement(real: ResampledMoments, other: ResampledMoments) -> dict[str, Floats]:
     difference = np.abs(real.zero_fraction - other.zero_fraction)
     estimates: dict[str, Floats] = {
         "zero_fraction_spearman": spearman(real.zero_fraction, other.zero_fraction),

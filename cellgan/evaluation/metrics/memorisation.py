@@ -23,12 +23,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, norm, rankdata
+from scipy.stats import binom
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from cellgan.evaluation.comparison.pairs import Side
 from cellgan.evaluation.comparison.space import Floats, Labels, Rows
+from cellgan.evaluation.metrics.shares import (
+    UNKNOWN_SHARE,
+    ShareEstimate,
+    area_under_curve,
+    estimated_share,
+)
 from cellgan.evaluation.report.document import MemorisationNumber
 from cellgan.seeds import derive_seed
 
@@ -57,10 +63,6 @@ N_FOLDS = 5
 N_RESAMPLES = 200
 ROWS_AT_ONCE = 1000
 
-REPORTED = norm.isf(0.025)
-"""Intervals are of 95 %, in standard errors."""
-DECIDED = norm.isf(0.0005)
-"""A leak is decided on intervals of 99.9 %: every report looks at several."""
 LEAKING_SHARE = 0.55
 """A leak: share of closest records in training, or area under the curve of an attack,
 that is above with confidence; 0.5 is chance."""
@@ -138,19 +140,6 @@ class MemorisationCheck:
     held_out_to_training: Floats
 
 
-class Estimate(NamedTuple):
-    """A share or an area under a curve, with its intervals."""
-
-    value: float
-    low: float
-    high: float
-    at_least: float
-    """Lower end of the interval that decides."""
-
-
-UNDEFINED = Estimate(np.nan, np.nan, np.nan, np.nan)
-
-
 class Parts(NamedTuple):
     """Profiles of cells by their part in an attack."""
 
@@ -163,7 +152,7 @@ class Parts(NamedTuple):
     generated: Profiles
 
 
-class Neighbours(NamedTuple):
+class NearestCells(NamedTuple):
     """Nearest cells, the nearest first; both ``(n_cells, n_nearest)``."""
 
     distances: Floats
@@ -251,18 +240,18 @@ def unknown(reason: str) -> MemorisationCheck:
 
 
 def _numbers(
-    estimates: Mapping[str, Estimate], ceilings: Mapping[str, Estimate]
+    estimates: Mapping[str, ShareEstimate], ceilings: Mapping[str, ShareEstimate]
 ) -> tuple[MemorisationNumber, ...]:
     numbers = []
     for name, (title, meaning) in TEXTS.items():
-        of = estimates.get(name, UNDEFINED)
+        of = estimates.get(name, UNKNOWN_SHARE)
         number = MemorisationNumber(
             name=name,
             title=title,
             value=of.value,
             low=of.low,
             high=of.high,
-            ceiling=ceilings.get(name, UNDEFINED).value,
+            ceiling=ceilings.get(name, UNKNOWN_SHARE).value,
             meaning=meaning,
         )
         numbers.append(number)
@@ -334,7 +323,7 @@ def _profiles(training: Side, *others: Side) -> list[Profiles]:
 
 def nearest_cells(
     cells: Profiles, others: Profiles, n_nearest: int = 1, own: Rows | None = None
-) -> Neighbours:
+) -> NearestCells:
     """Find the nearest cells, a block of rows at a time.
 
     Parameters
@@ -357,13 +346,13 @@ def nearest_cells(
             cosines[of_block, found] = -np.inf
     # For rows of length 1, the squared distance is 2 - 2 cosine.
     distances = np.sqrt(np.maximum(2 - 2 * distances, 0))
-    return Neighbours(np.where(distances < NO_DISTANCE, 0.0, distances), rows)
+    return NearestCells(np.where(distances < NO_DISTANCE, 0.0, distances), rows)
 
 
 # Attacks
 
 
-def _attacks(parts: Parts, seed: int) -> dict[str, Estimate]:
+def _attacks(parts: Parts, seed: int) -> dict[str, ShareEstimate]:
     """Return the numbers that set training against held-out cells, if there are any."""
     if min(map(len, parts)) < FEWEST_CELLS // 2:
         return {}
@@ -380,7 +369,9 @@ def _attacks(parts: Parts, seed: int) -> dict[str, Estimate]:
     }
 
 
-def closest_records(to_members: Neighbours, to_strangers: Neighbours) -> Estimate:
+def closest_records(
+    to_members: NearestCells, to_strangers: NearestCells
+) -> ShareEstimate:
     """Return the share of generated cells whose closest record is a training cell."""
     of_members, of_strangers = (x.distances[:, 0] for x in (to_members, to_strangers))
     in_training = of_members < of_strangers
@@ -389,7 +380,7 @@ def closest_records(to_members: Neighbours, to_strangers: Neighbours) -> Estimat
     return estimated_share(_mean(in_training + 0.5 * is_tie), effective_number(record))
 
 
-def _density_attack(parts: Parts, seed: int) -> Estimate:
+def _density_attack(parts: Parts, seed: int) -> ShareEstimate:
     """Rank by log distance to the reference minus log distance to generated cells.
 
     Of both, equally many are taken: the score of a cell that was not trained on is then
@@ -416,7 +407,7 @@ def _donors(
     of_held_out: Profiles,
     of_generated: Profiles,
     donors: tuple[Names, Names],
-) -> tuple[Estimate, str | None]:
+) -> tuple[ShareEstimate, str | None]:
     """Attack whole donors; return why not where that is impossible."""
     of_sides = [np.asarray(names, dtype=np.str_) for names in donors]
     on_both = np.intersect1d(of_sides[0], of_sides[1])
@@ -429,7 +420,7 @@ def _donors(
         scores.append(-np.bincount(codes, distances) / np.bincount(codes))
     numbers = [len(of_side) for of_side in scores]
     if min(numbers) < FEWEST_DONORS:
-        return UNDEFINED, (
+        return UNKNOWN_SHARE, (
             f"no attack on donors: {numbers[0]} are in training alone and {numbers[1]} "
             f"among held-out cells alone, {FEWEST_DONORS} of each are needed"
         )
@@ -465,13 +456,13 @@ def _shift(training: Side, held_out: Side, drawn: Drawn, seed: int) -> str | Non
 class Nearby(NamedTuple):
     """The two nearest training cells of ..."""
 
-    generated: Neighbours
-    held_out: Neighbours
-    members: Neighbours
+    generated: NearestCells
+    held_out: NearestCells
+    members: NearestCells
     """... attacked training cells, themselves left out."""
 
 
-def _are_copies(cells: Side, training: Side, near: Neighbours) -> Flags:
+def _are_copies(cells: Side, training: Side, near: NearestCells) -> Flags:
     """Tell which cells equal one of their nearest training cells, in every gene.
 
     Returns
@@ -489,8 +480,8 @@ def _are_copies(cells: Side, training: Side, near: Neighbours) -> Flags:
 
 
 def _closeness(
-    which: Neighbours, near: Nearby, copied: Flags, seed: int
-) -> dict[str, Estimate]:
+    which: NearestCells, near: Nearby, copied: Flags, seed: int
+) -> dict[str, ShareEstimate]:
     """Return the numbers that look at the nearest training cells of one side."""
     real = (near.held_out, near.members)
     distance = min(np.quantile(x.distances[:, 0], NEAR_DISTANCE) for x in real)
@@ -503,7 +494,7 @@ def _closeness(
     }
 
 
-def near_copy_share(is_near: Flags, rows: Rows) -> Estimate:
+def near_copy_share(is_near: Flags, rows: Rows) -> ShareEstimate:
     """Return the share of near copies, decided only if many training cells are copied.
 
     Generated cells that are all alike may lie near a training cell by chance.
@@ -514,14 +505,14 @@ def near_copy_share(is_near: Flags, rows: Rows) -> Estimate:
     return share
 
 
-def _ratios(near: Neighbours) -> Floats:
+def _ratios(near: NearestCells) -> Floats:
     """Return nearest over second nearest distance; 1 where both are 0."""
     nearest, second = np.maximum(near.distances, NO_DISTANCE).T
     ratios: Floats = nearest / second
     return ratios
 
 
-def _nndr_ratio(ratios: Floats, real: Floats, seed: int) -> Estimate:
+def _nndr_ratio(ratios: Floats, real: Floats, seed: int) -> ShareEstimate:
     """Divide 5th percentiles, with a bootstrap interval."""
     rng = np.random.default_rng(derive_seed(seed, "nndr"))
     drawn = [
@@ -530,14 +521,14 @@ def _nndr_ratio(ratios: Floats, real: Floats, seed: int) -> Estimate:
     ]
     low, high = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
     value = np.quantile(ratios, 0.05) / np.quantile(real, 0.05)
-    return Estimate(float(value), float(low), float(high), np.nan)
+    return ShareEstimate(float(value), float(low), float(high), np.nan)
 
 
 # Decisions
 
 
 def _copy_reasons(
-    estimates: Mapping[str, Estimate],
+    estimates: Mapping[str, ShareEstimate],
     copied: Flags,
     equal_anyway: Flags,
 ) -> list[str]:
@@ -564,7 +555,7 @@ def _copy_reasons(
     return reasons
 
 
-def _attack_reasons(estimates: Mapping[str, Estimate]) -> list[str]:
+def _attack_reasons(estimates: Mapping[str, ShareEstimate]) -> list[str]:
     sentences = {
         "dcr_share": "{:.0%} of the generated cells are closer to a training cell than"
         " to any of as many held-out cells; 50 % is chance",
@@ -593,35 +584,3 @@ def effective_number(groups: Rows) -> float:
     """Return Kish's effective number of cells when those of one group are alike."""
     _, numbers = np.unique(groups, return_counts=True)
     return float(len(groups) ** 2 / max(1.0, (numbers.astype(np.float64) ** 2).sum()))
-
-
-def estimated_share(value: float, n_cells: float) -> Estimate:
-    """Return a share with Wilson's intervals, nan of no cells."""
-    if not n_cells:
-        return UNDEFINED
-
-    def wilson(errors: float) -> tuple[float, float]:
-        centre = value + errors**2 / (2 * n_cells)
-        spread = value * (1 - value) / n_cells + errors**2 / (4 * n_cells**2)
-        ends = np.array([-1, 1]) * errors * np.sqrt(spread) + centre
-        low, high = np.clip(ends / (1 + errors**2 / n_cells), 0.0, 1.0)
-        return float(low), float(high)
-
-    return Estimate(value, *wilson(REPORTED), wilson(DECIDED)[0])
-
-
-def area_under_curve(positives: Floats, negatives: Floats) -> Estimate:
-    """Return the area under the ROC curve, its error after DeLong et al. (1988).
-
-    The error is at least that of two samples of one distribution: DeLong's is 0 when
-    all positives are above all negatives.
-    """
-    n, m = len(positives), len(negatives)
-    ranks = rankdata(np.concatenate([positives, negatives]))
-    above = (ranks[:n] - rankdata(positives)) / m
-    below = 1 - (ranks[n:] - rankdata(negatives)) / n
-    variance = above.var(ddof=1) / n + below.var(ddof=1) / m
-    error = np.sqrt(max(variance, (n + m + 1) / (12 * n * m)))
-    value = float(above.mean())
-    low, high = np.clip(value + np.array([-1, 1]) * REPORTED * error, 0.0, 1.0)
-    return Estimate(value, float(low), float(high), value - DECIDED * error)

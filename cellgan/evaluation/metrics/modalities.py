@@ -78,7 +78,7 @@ def cross_modal_metrics(first: Pair, second: Pair) -> Estimates:
         return {metric.name: np.full(len(first.draws), np.nan) for metric in METRICS}
     return {
         "cross_modal_correlation": correlation_agreement(first, second),
-        "cross_modal_matching": matching(first, second),
+        "cross_modal_matching": matching_shares(first, second),
     }
 
 
@@ -131,7 +131,7 @@ def _moments(values: Floats, multiplicity: Floats) -> _Moments:
     return _Moments(means, np.sqrt(np.where(is_constant, np.inf, variances)))
 
 
-def matching(first: Pair, second: Pair) -> Floats:
+def matching_shares(first: Pair, second: Pair) -> Floats:
     """Return the share of cells closer than the true match, one number per draw."""
     matched = [matched_components(pair) for pair in (first, second)]
     (first_learned, first_cells), (second_learned, second_cells) = matched

@@ -86,7 +86,7 @@ def normalized_dispersions(log_expression: npt.ArrayLike) -> Floats:
     return dispersions_in_bins(expression.mean(axis=0), np.where(varies, variance, 0))
 
 
-def variable_genes(
+def most_dispersed_genes(
     log_expression: npt.ArrayLike, n_genes: int = N_VARIABLE_GENES
 ) -> npt.NDArray[np.bool_]:
     """Return which genes vary most, by `normalized_dispersions`.
@@ -107,10 +107,10 @@ def _most_dispersed(dispersions: Floats, n_genes: int) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def variable_genes_of_counts(
+def most_dispersed_of_counts(
     counts: sp.csr_matrix, n_genes: int = N_VARIABLE_GENES
 ) -> npt.NDArray[np.bool_]:
-    """Return what `variable_genes` does of sparse counts, which stay sparse.
+    """Return what `most_dispersed_genes` does of sparse counts, which stay sparse.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def accuracy_of_counts(
         Compare by so many genes, those that vary most among these cells; None for all.
     """
     observed = log_normalized(counts)
-    genes = None if n_genes is None else variable_genes(observed, n_genes)
+    genes = None if n_genes is None else most_dispersed_genes(observed, n_genes)
     return cell_accuracy(observed, log_shares(shares), genes)
 
 
@@ -204,7 +204,10 @@ def accuracy_summary(accuracy: CellAccuracy) -> AccuracySummary:
 
 
 class ResidualSums:
-    """Sums over cells that `residual_table` is made of, a piece of cells at a time."""
+    """What reconstructions leave over, gene by gene, summed a piece of cells at a time.
+
+    Residuals are counts per 10,000 less ``10,000 share``, without a logarithm.
+    """
 
     def __init__(self) -> None:
         self._n_cells = 0
@@ -234,7 +237,11 @@ class ResidualSums:
         self._n_cells = n_all
 
     def table(self, genes: npt.ArrayLike) -> pd.DataFrame:
-        """Return `residual_table` of all cells added so far.
+        """Return a row per gene, of all cells added so far.
+
+        ``proportional_residual_mean`` is over the mean, ``variance_ratio`` that of
+        reconstructions over that of cells, which the original calls explained variance.
+        Variances are divided by the number of cells; ratios to 0 are nan.
 
         Raises
         ------
@@ -262,35 +269,6 @@ class ResidualSums:
         }
         names = pd.Index(np.asarray(genes, object), name="gene")
         return pd.DataFrame(columns, index=names)
-
-
-def residual_table(
-    counts: Cells, shares: npt.ArrayLike, genes: npt.ArrayLike
-) -> pd.DataFrame:
-    """Return, by gene, what a reconstruction leaves over.
-
-    Residuals are counts per 10,000 less ``10,000 share``, without a logarithm.
-
-    Parameters
-    ----------
-    counts
-        ``(n_cells, n_genes)``, at least one cell.
-    shares
-        The same shape, rows of sum 1.
-    genes
-        Names, ``(n_genes,)``.
-
-    Returns
-    -------
-    A row per gene: ``mean``, ``reconstructed_mean``, ``residual_mean``,
-    ``residual_variance``, ``proportional_residual_mean`` (over the mean), ``variance``,
-    ``reconstructed_variance`` and ``variance_ratio``, the second over the first, which
-    the original calls explained variance. Variances are over cells, divided by their
-    number; ratios to 0 are nan.
-    """
-    sums = ResidualSums()
-    sums.add(counts, shares)
-    return sums.table(genes)
 
 
 def _per_10000(counts: Cells) -> Floats:

@@ -16,7 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from cellgan.evaluation.comparison.pairs import Draws, Estimates, Pair, weighted_means
+from cellgan.evaluation.comparison.pairs import (
+    Estimates,
+    Pair,
+    Resamples,
+    weighted_means,
+)
 from cellgan.evaluation.comparison.space import Floats, Rows
 from cellgan.evaluation.metrics.catalogue import Defect, Metric
 from cellgan.evaluation.metrics.distribution import equal_sides
@@ -184,7 +189,10 @@ def support_metrics(pair: Pair) -> Estimates:
 
 
 def _balls(
-    draws: Draws, real: Neighbours, generated: Neighbours, between: Distances
+    draws: Resamples,
+    real: Neighbours,
+    generated: Neighbours,
+    between: Distances,
 ) -> Estimates:
     """Return precision, recall, density and coverage, if cells are enough."""
     if len(between) <= N_IN_BALL:
@@ -203,7 +211,7 @@ def _balls(
     }
 
 
-def _mixing(draws: Draws, real: Neighbours, generated: Neighbours) -> Estimates:
+def _mixing(draws: Resamples, real: Neighbours, generated: Neighbours) -> Estimates:
     """Return the scaled LISI of sides, if cells are enough."""
     n_cells = len(real.own.rows)
     n_neighbours = min(MOST_MIXED, 2 * n_cells - 1)

@@ -65,10 +65,10 @@ def write_html(
         Experiment -> its pictures; an experiment may have none.
     """
     with replacing(path) as temporary:
-        temporary.write_text(page(document, pictures), encoding="utf-8")
+        temporary.write_text(report_page(document, pictures), encoding="utf-8")
 
 
-def page(document: Report, pictures: Mapping[str, Sequence[Picture]]) -> str:
+def report_page(document: Report, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """Return the text of the page."""
     shown = [
         Shown(place, name, report, family_scores(report), pictures.get(name, ()))

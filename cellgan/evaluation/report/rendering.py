@@ -44,9 +44,9 @@ def environment() -> jinja2.Environment:
     )
     shared.globals["asset"] = asset
     filters = (
-        *(as_numbers, code, digest, indented, place, plain, sentence),
+        *(as_numbers, code, policy_hash, indented, place, markdown, sentence),
         *(tables.floor_name, tables.floor_value, tables.held_out_cells),
-        *(tables.interval, tables.mean_score, tables.metric_title, tables.number),
+        *(tables.interval_text, tables.mean_score, tables.metric_title, tables.number),
         *(tables.of_labels, tables.pooled, tables.score_text, tables.score_words),
         *(tables.used_cells, tables.weakest),
     )
@@ -60,7 +60,7 @@ def asset(file: str) -> str:
     return resources.files(__package__).joinpath(file).read_text("utf-8")
 
 
-def digest(text: str) -> str:
+def policy_hash(text: str) -> str:
     """Return the name by which a content security policy allows a text."""
     hashed = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(hashed).decode()}"
@@ -86,7 +86,7 @@ def indented(block: Any) -> str:
     return json.dumps(block, indent=2, ensure_ascii=False)
 
 
-def plain(text: str) -> str:
+def markdown(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
     return re.sub(r"([\\`*_\[\]<>|&$~#])", r"\\\1", " ".join(text.split()))
 

@@ -107,7 +107,7 @@ def used_cells(cells: CellNumbers) -> str:
     )
 
 
-def interval(
+def interval_text(
     result: MetricRecord | MemorisationNumber, *, undefined: str = UNDEFINED
 ) -> str:
     """Return the interval of a value in words."""
@@ -257,7 +257,7 @@ def write_csv(path: Path, document: Report) -> None:
             )
 
 
-def leaderboard(document: Report) -> str:
+def leaderboard_text(document: Report) -> str:
     """Return all experiments as one table for the console, the best first."""
     header = ("experiment", "grade", "score", "weakest metric", "its score")
     rows = []
@@ -280,7 +280,7 @@ def leaderboard(document: Report) -> str:
     )
 
 
-def summary(name: str, experiment: ExperimentReport) -> str:
+def summary_text(name: str, experiment: ExperimentReport) -> str:
     """Return one experiment's pooled metrics as a table for the console."""
     cells = experiment.cells
     header = ("metric", "value", "95 % interval", "real cells", "floor", "", "score")
@@ -288,7 +288,7 @@ def summary(name: str, experiment: ExperimentReport) -> str:
         (
             _shortened(metric_name(result, experiment)),
             number(result.value, undefined="-"),
-            interval(result, undefined="-"),
+            interval_text(result, undefined="-"),
             number(result.ceiling, undefined="-"),
             number(floor_value(result), undefined="-"),
             floor_name(result)[:1],

@@ -13,8 +13,8 @@ from cellgan.evaluation.comparison.space import (
     N_COMPONENTS,
     fit_space,
     log_expression,
+    most_variable_genes,
     scale_cells,
-    variable_genes,
 )
 from tests.synthetic import make_cells
 
@@ -40,7 +40,9 @@ def test_scaling_leaves_its_input_as_it_is():
 
 def test_all_genes_are_kept_when_they_are_few_the_most_variable_first():
     values = np.array([[0.0, 0.0, 1.0], [0.0, 4.0, 2.0], [0.0, 8.0, 3.0]])
-    np.testing.assert_array_equal(variable_genes(sp.csr_array(values), 5), [1, 2, 0])
+    np.testing.assert_array_equal(
+        most_variable_genes(sp.csr_array(values), 5), [1, 2, 0]
+    )
 
 
 def test_variable_genes_are_scanpy_s_when_there_are_many():
@@ -49,7 +51,7 @@ def test_variable_genes_are_scanpy_s_when_there_are_many():
     marked = np.arange(0, 200, 20)
     counts[:150, marked] *= 5
     logged = log_expression(sp.csr_array(counts))
-    chosen = variable_genes(logged, 10)
+    chosen = most_variable_genes(logged, 10)
     # by chance 0.5: few genes of like mean are in a bin, so not all are found
     assert len(set(marked) & set(chosen)) >= 3
     assert len(chosen) == 10
@@ -62,7 +64,7 @@ def test_peaks_are_chosen_by_variance_alone():
     values[::2, 2] = 1.0  # half of the cells have it
     values[::4, 0] = 1.0
     values[0, 1] = 1.0
-    chosen = variable_genes(sp.csr_array(values), 2, by_dispersion=False)
+    chosen = most_variable_genes(sp.csr_array(values), 2, by_dispersion=False)
     np.testing.assert_array_equal(chosen, [2, 0])
 
 

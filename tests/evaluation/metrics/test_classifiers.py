@@ -10,13 +10,18 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from cellgan.evaluation.comparison.pairs import Draws, Pair, Side, make_pair, make_side
+from cellgan.evaluation.comparison.pairs import (
+    Pair,
+    Resamples,
+    Side,
+    make_pair,
+    make_side,
+)
 from cellgan.evaluation.metrics import classifiers
 from cellgan.evaluation.metrics.classifiers import (
     METRICS,
     OutOfFold,
     auc_metrics,
-    classifiers_metrics,
     fit_out_of_fold,
     giveaway_genes,
     of_label,
@@ -79,9 +84,9 @@ def unequal_scores() -> OutOfFold:
     return fit_out_of_fold(unequal_pair())
 
 
-def random_draws(n_real: int, n_other: int, n_draws: int = 6) -> Draws:
+def random_draws(n_real: int, n_other: int, n_draws: int = 6) -> Resamples:
     rng = np.random.default_rng(3)
-    drawn = Draws(
+    drawn = Resamples(
         rng.integers(0, 4, (n_draws, n_real)).astype(float),
         rng.integers(0, 4, (n_draws, n_other)).astype(float),
     )
@@ -94,7 +99,7 @@ def tied_values(n_cells: int, seed: int):
 
 
 def test_area_of_four_pairs_counts_a_tie_half():
-    draws = Draws(np.ones((1, 2)), np.ones((1, 2)))
+    draws = Resamples(np.ones((1, 2)), np.ones((1, 2)))
 
     np.testing.assert_allclose(weighted_auc([1.0, 0.0], [1.0, 2.0], draws), [3.5 / 4])
 
@@ -115,7 +120,7 @@ def test_area_of_a_draw_is_that_of_cells_repeated():
     real, other, draws = tied_values(40, 0), tied_values(30, 1), random_draws(40, 30)
     n_real, n_other = draws.real[1].astype(int), draws.other[1].astype(int)
     repeated = real.repeat(n_real), other.repeat(n_other)
-    once = Draws(*(np.ones((1, len(cells))) for cells in repeated))
+    once = Resamples(*(np.ones((1, len(cells))) for cells in repeated))
 
     area = weighted_auc(real, other, draws)[1]
 
@@ -125,7 +130,7 @@ def test_area_of_a_draw_is_that_of_cells_repeated():
 def test_area_does_not_depend_on_the_order_of_cells():
     real, other, draws = tied_values(40, 0), tied_values(30, 1), random_draws(40, 30)
     order = np.random.default_rng(4).permutation(40)
-    reordered = Draws(draws.real[:, order], draws.other)
+    reordered = Resamples(draws.real[:, order], draws.other)
 
     areas = weighted_auc(real[order], other, reordered)
 
@@ -134,7 +139,7 @@ def test_area_does_not_depend_on_the_order_of_cells():
 
 @pytest.mark.parametrize(("real", "other"), [([], [1.0]), ([1.0], []), ([np.nan], [1])])
 def test_area_is_nan_without_scores(real, other):
-    draws = Draws(np.ones((3, len(real))), np.ones((3, len(other))))
+    draws = Resamples(np.ones((3, len(real))), np.ones((3, len(other))))
 
     assert np.isnan(weighted_auc(real, other, draws)).tolist() == [True] * 3
 
@@ -171,7 +176,8 @@ def test_forest_sees_the_spread_that_logistic_regression_does_not():
     )
     real = dataclasses.replace(pair.real, genes=pair.real.genes[:, :1])
 
-    estimates = classifiers_metrics(make_pair(real, other, frame(), 0))
+    pair = make_pair(real, other, frame(), 0)
+    estimates = auc_metrics(pair, fit_out_of_fold(pair))
 
     assert estimates["forest_auc_components"][0] > 0.95
     assert abs(estimates["logistic_auc_components"][0] - 0.5) < FIVE_ERRORS
@@ -222,7 +228,8 @@ def test_constant_cells_cannot_be_told_apart():
     rows = np.zeros(13, np.intp)
     real, other = equal_pair().real.take(rows), equal_pair().real.take(rows[:11])
 
-    estimates = classifiers_metrics(make_pair(real, other, frame(), 0))
+    pair = make_pair(real, other, frame(), 0)
+    estimates = auc_metrics(pair, fit_out_of_fold(pair))
 
     assert estimates["logistic_auc_components"][0] == 0.5
     assert estimates["logistic_auc_genes"][0] == 0.5

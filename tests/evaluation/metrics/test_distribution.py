@@ -12,7 +12,7 @@ import scipy.stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from cellgan.evaluation.comparison.pairs import Draws, make_pair
+from cellgan.evaluation.comparison.pairs import Resamples, make_pair
 from cellgan.evaluation.metrics import distribution
 from cellgan.evaluation.metrics.distribution import (
     METRICS,
@@ -281,7 +281,7 @@ def test_resampled_transport_is_the_tangent_of_pot(ot):
     rng = np.random.default_rng(2)
     drawn = rng.multinomial(n_cells, np.full(n_cells, 1 / n_cells), size=(2, 10))
     # A tenth of the way to the resamples, where the tangent is close to the function.
-    draws = Draws(*(np.vstack([np.ones(n_cells), 0.9 + 0.1 * of]) for of in drawn))
+    draws = Resamples(*(np.vstack([np.ones(n_cells), 0.9 + 0.1 * of]) for of in drawn))
 
     found = transport_costs(costs, draws)
 
@@ -302,8 +302,8 @@ def test_transport_without_resamples_is_the_same_value():
     costs = cdist(normal(30, 2, seed=0), normal(30, 2, seed=1))
     ones = np.ones((1, 30))
 
-    alone = transport_costs(costs, Draws(ones, ones))
-    first = transport_costs(costs, Draws(*2 * [np.vstack([ones, ones])]))
+    alone = transport_costs(costs, Resamples(ones, ones))
+    first = transport_costs(costs, Resamples(*2 * [np.vstack([ones, ones])]))
 
     assert alone == pytest.approx(first[:1])
 

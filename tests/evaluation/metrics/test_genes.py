@@ -7,14 +7,14 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
-from cellgan.evaluation.comparison.pairs import Draws, Pair, make_pair, make_side
+from cellgan.evaluation.comparison.pairs import Pair, Resamples, make_pair, make_side
 from cellgan.evaluation.metrics.genes import (
     METRICS,
     detected_genes,
-    gene_moments,
     genes_metrics,
     ks_statistics,
     pearson,
+    resampled_moments,
     spearman,
 )
 from tests.evaluation.sides import draw_side, make_frame
@@ -53,7 +53,7 @@ def pair_of(frame, real, other):
 def test_moments_of_four_cells_are_those_computed_by_hand():
     values = sp.csr_array(np.array([[0.0, 2.0], [1.0, 2.0], [0.0, 2.0], [3.0, 2.0]]))
 
-    moments = gene_moments(values, np.ones((1, 4)))
+    moments = resampled_moments(values, np.ones((1, 4)))
 
     np.testing.assert_allclose(moments.mean, [[1.0, 2.0]])
     np.testing.assert_allclose(moments.variance, [[2.0, 0.0]], atol=1e-12)
@@ -69,7 +69,7 @@ def test_moments_of_a_draw_are_those_of_repeated_cells(kind):
         values *= rng.gamma(2.0, size=values.shape)
     multiplicity = rng.multinomial(40, np.full(40, 1 / 40), size=3)
 
-    moments = gene_moments(sp.csr_array(values), multiplicity.astype(float))
+    moments = resampled_moments(sp.csr_array(values), multiplicity.astype(float))
 
     for draw in range(3):
         cells = np.repeat(values, multiplicity[draw], axis=0)
@@ -83,7 +83,7 @@ def test_moments_of_a_draw_are_those_of_repeated_cells(kind):
 def test_stored_zeros_count_as_zeros():
     stored = sp.csr_array((np.array([0.0, 3.0]), ([0, 1], [0, 0])), shape=(2, 1))
 
-    assert gene_moments(stored, np.ones((1, 2))).zero_fraction == 0.5
+    assert resampled_moments(stored, np.ones((1, 2))).zero_fraction == 0.5
 
 
 def test_dispersion_of_negative_binomial_counts_is_one_plus_mean_times_dispersion():
@@ -92,7 +92,7 @@ def test_dispersion_of_negative_binomial_counts_is_one_plus_mean_times_dispersio
     rates = rng.gamma(inverse_dispersion, mean / inverse_dispersion, size=(n_cells, 1))
     counts = sp.csr_array(rng.poisson(rates))
 
-    dispersion = gene_moments(counts, np.ones((1, n_cells))).dispersion[0, 0]
+    dispersion = resampled_moments(counts, np.ones((1, n_cells))).dispersion[0, 0]
 
     # Variance 12, excess kurtosis 6 / 2 + 1 / 12: 5 standard errors of variance / mean.
     tolerance = 5 * 12 / 4 * np.sqrt((2 + 3 + 1 / 12) / n_cells)
@@ -103,7 +103,7 @@ def test_ks_of_a_shifted_sample_is_the_share_it_is_shifted_by():
     values = np.arange(100.0)
 
     statistic = ks_statistics(
-        values, values + 30, Draws(np.ones((1, 100)), np.ones((1, 100)))
+        values, values + 30, Resamples(np.ones((1, 100)), np.ones((1, 100)))
     )
 
     np.testing.assert_allclose(statistic, 0.3)
@@ -112,7 +112,7 @@ def test_ks_of_a_shifted_sample_is_the_share_it_is_shifted_by():
 def test_ks_of_a_draw_is_scipys_of_repeated_cells():
     rng = np.random.default_rng(0)
     real, other = rng.poisson(5.0, size=50), rng.poisson(6.0, size=70)
-    draws = Draws(
+    draws = Resamples(
         rng.multinomial(50, np.full(50, 1 / 50), size=3).astype(float),
         rng.multinomial(70, np.full(70, 1 / 70), size=3).astype(float),
     )
@@ -223,7 +223,7 @@ def test_the_order_of_cells_is_of_no_account(pair):
         pair.real.take(rng.permutation(len(pair.real))),
         pair.other.take(rng.permutation(len(pair.other))),
         pair.frame,
-        Draws(pair.draws.real[:1], pair.draws.other[:1]),
+        Resamples(pair.draws.real[:1], pair.draws.other[:1]),
     )
 
     assert values_of(shuffled) == pytest.approx(values_of(pair))

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
-from cellgan.evaluation.comparison.pairs import Side, concatenate, make_side
+from cellgan.evaluation.comparison.pairs import Side, concatenate_sides, make_side
 from cellgan.evaluation.comparison.space import fit_space, log_expression
 from cellgan.evaluation.metrics import memorisation as module
+from cellgan.evaluation.metrics import shares
 from cellgan.evaluation.metrics.memorisation import memorisation
 from tests.evaluation.sides import draw_cells, draw_side, make_frame
 
@@ -56,7 +55,7 @@ def normalised_copies() -> Side:
 
 
 def some_copies() -> Side:
-    return concatenate(fresh().take(np.arange(270)), copies(30))
+    return concatenate_sides(fresh().take(np.arange(270)), copies(30))
 
 
 def recounted_copies() -> Side:
@@ -103,48 +102,17 @@ def test_equal_cells_have_no_distance():
     assert (module.nearest_cells(cells, cells).distances == 0).all()
 
 
-def test_share_has_the_interval_of_wilson():
-    expected = binomtest(7, 40).proportion_ci(0.95, "wilson")
-    decided = binomtest(7, 40).proportion_ci(0.999, "wilson")
-    found = module.estimated_share(7 / 40, 40)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.at_least == pytest.approx(decided.low)
-
-
-def test_area_under_curve_counts_pairs_and_ties():
-    rng = np.random.default_rng(2)
-    positives, negatives = rng.integers(0, 6, 30), rng.integers(0, 5, 20)
-    expected = roc_auc_score(
-        np.repeat([1, 0], [30, 20]), np.concatenate([positives, negatives])
-    )
-    found = module.area_under_curve(positives, negatives)
-    assert found.value == pytest.approx(expected)
-
-
-def test_area_under_curve_has_the_interval_of_delong():
-    # placements of positives 1, 1, 0 (variance 1/3), of negatives 2/3, 2/3 (0)
-    found = module.area_under_curve(np.array([5.0, 4, 1]), np.array([2.0, 3]))
-    assert found.value == pytest.approx(2 / 3)
-    error = np.sqrt(1 / 3 / 3)  # 1/12 for two samples of one distribution
-    assert found.low == pytest.approx(2 / 3 - 1.959964 * error)
-    assert found.at_least == pytest.approx(2 / 3 - 3.290527 * error)
-
-
-def test_perfect_attack_on_few_cells_is_not_certain():
-    found = module.area_under_curve(np.arange(3.0) + 9, np.arange(3.0))
-    assert found.value == 1
-    assert found.low == pytest.approx(1 - 1.959964 * np.sqrt(7 / 108))
-
-
 def test_closest_records_count_ties_half_and_shared_records_once():
     def near(distances, rows):
-        return module.Neighbours(np.array(distances)[:, None], np.array(rows)[:, None])
+        return module.NearestCells(
+            np.array(distances)[:, None], np.array(rows)[:, None]
+        )
 
     of_training = near([1.0, 1.0, 3.0, 2.0], [0, 0, 0, 1])
     of_held_out = near([2.0, 2.0, 1.0, 2.0], [0, 0, 0, 1])
     found = module.closest_records(of_training, of_held_out)
     assert found.value == 2.5 / 4
-    expected = module.estimated_share(2.5 / 4, 16 / 6)  # records seen 2, 1, 1 times
+    expected = shares.estimated_share(2.5 / 4, 16 / 6)  # records seen 2, 1, 1 times
     assert found == expected
 
 
@@ -153,7 +121,7 @@ def test_near_copies_of_few_cells_do_not_decide():
     few = module.near_copy_share(np.ones(300, dtype=bool), rows)
     assert (few.value, few.at_least) == (1.0, 0.0)
     many = module.near_copy_share(np.ones(300, dtype=bool), np.arange(300) % 6)
-    assert many == module.estimated_share(1.0, 6)
+    assert many == shares.estimated_share(1.0, 6)
 
 
 # The whole check
@@ -250,7 +218,7 @@ def test_smooth_cells_are_near_to_all_and_not_to_one():
 
 
 def test_one_copy_is_taken_for_chance():
-    one = concatenate(fresh().take(np.arange(299)), copies(1))
+    one = concatenate_sides(fresh().take(np.arange(299)), copies(1))
     check = memorisation(training(), held_out(), one, seed=0)
     assert values_of(check)["exact_copies"] == pytest.approx(1 / 300)
     assert not check.leaks
@@ -389,7 +357,7 @@ def test_fresh_real_cells_are_no_leak_and_copies_are(kang):
     assert check.caution is None
     assert values_of(check)["membership_auc"] == pytest.approx(0.5, abs=0.046)
     rows = np.random.default_rng(1).integers(0, 4000, 200)
-    mixed = concatenate(new.take(np.arange(1800)), trained.take(rows))
+    mixed = concatenate_sides(new.take(np.arange(1800)), trained.take(rows))
     assert memorisation(trained, unseen, mixed, seed=0).leaks
 
 

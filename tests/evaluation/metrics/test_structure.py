@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
-from cellgan.evaluation.comparison.pairs import Draws, Pair, make_pair
+from cellgan.evaluation.comparison.pairs import Pair, Resamples, make_pair
 from cellgan.evaluation.metrics.structure import (
     METRICS,
     RankedGenes,
@@ -304,7 +304,7 @@ def test_the_order_of_cells_is_of_no_account(pair):
         pair.real.take(rng.permutation(len(pair.real))),
         pair.other.take(rng.permutation(len(pair.other))),
         pair.frame,
-        Draws(pair.draws.real[:1], pair.draws.other[:1]),
+        Resamples(pair.draws.real[:1], pair.draws.other[:1]),
     )
 
     assert values_of(shuffled) == pytest.approx(values_of(pair), abs=1e-5)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellgan.evaluation.figures.canvas import Picture
-from cellgan.evaluation.report.html import page, write_html
+from cellgan.evaluation.report.html import report_page, write_html
 from cellgan.evaluation.report.rendering import environment
 from tests.evaluation.documents import GENE, NASTY, PNG, make_document
 
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text():
-    return page(make_document(), {"pbmc": PICTURES})
+    return report_page(make_document(), {"pbmc": PICTURES})
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_unknown_training_cells_are_no_clean_bill():
     one = document.experiments["pbmc"]
     unknown = dataclasses.replace(one.memorisation, known=False)
     document.experiments["pbmc"] = dataclasses.replace(one, memorisation=unknown)
-    text = page(document, {})
+    text = report_page(document, {})
     assert "It is not known which cells were trained on" in text
     assert "No sign that training cells were copied" not in text
 
@@ -224,7 +224,7 @@ def test_p_value_stands_beside_its_pooled_metric_alone(text):
 def test_page_of_a_report_without_labels_genes_and_pictures_is_whole():
     document = make_document()
     del document.experiments["pbmc"]
-    text = page(document, {})
+    text = report_page(document, {})
     assert Page(text).open == []
     assert "<h3>Pictures" not in text
     assert "<h3>Give-away" not in text
@@ -378,6 +378,6 @@ def test_browser_enlarges_a_picture_until_it_is_left(opened):
 
 
 def test_guidance_is_shown_where_it_was_swept():
-    html = page(make_document(), {})
+    html = report_page(make_document(), {})
     assert html.count("<h3>Guidance</h3>") == 1
     assert "real cells" in html

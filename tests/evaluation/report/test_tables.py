@@ -136,7 +136,7 @@ def test_csv_columns_are_all_that_is_known_of_a_metric(tmp_path, document):
 
 
 def test_leaderboard_has_a_line_per_experiment_best_first(document):
-    _, header, first, second = tables.leaderboard(document).splitlines()
+    _, header, first, second = tables.leaderboard_text(document).splitlines()
     assert " ".join(header.split()) == "experiment grade score weakest metric its score"
     assert first.split() == ["pbmc", "usable", "0.735", "classifier_auc", "0.177"]
     assert second.split() == ["pbmc_copied", "leak", "0.990", "mmd_squared", "0.903"]
@@ -146,11 +146,11 @@ def test_leaderboard_shows_a_dash_when_nothing_has_a_score(document):
     one = document.experiments["pbmc"]
     unscored = dataclasses.replace(one, metrics=one.metrics[6:7], overall=None)
     document = dataclasses.replace(document, experiments={"pbmc": unscored})
-    assert tables.leaderboard(document).splitlines()[-1].split()[2:] == ["-"] * 3
+    assert tables.leaderboard_text(document).splitlines()[-1].split()[2:] == ["-"] * 3
 
 
 def test_summary_shows_value_interval_ceiling_floor_and_score(experiment):
-    first, header, row, *rest = tables.summary("pbmc", experiment).splitlines()
+    first, header, row, *rest = tables.summary_text("pbmc", experiment).splitlines()
     last = rest[len(METRICS) - 1]
     assert first == (
         "pbmc: 300 generated against 300 held-out cells (the test split, held out by "
@@ -164,7 +164,7 @@ def test_summary_shows_value_interval_ceiling_floor_and_score(experiment):
 
 
 def test_summary_says_why_scores_are_missing_and_how_many_cells_were_used(experiment):
-    text = " ".join(tables.summary("pbmc", experiment).split())
+    text = " ".join(tables.summary_text("pbmc", experiment).split())
     why = "No score, real cells cannot be told from the floor: rare_label_f1."
     assert why in text
     assert "300 of 5,000 generated cells (4,700 not)" in text
@@ -191,7 +191,7 @@ def test_names_that_differ_at_their_ends_are_not_shortened_to_one(experiment):
     for index, modality in enumerate(("rna", "atac")):
         name = "nearest_neighbour_accuracy_generated"
         edit(experiment, index, name=name, modality=modality)
-    lines = tables.summary("pbmc", experiment).splitlines()[2:4]
+    lines = tables.summary_text("pbmc", experiment).splitlines()[2:4]
     assert len({line.split("  ")[2] for line in lines}) == 2
 
 
@@ -203,7 +203,7 @@ def test_held_out_cells_of_a_file_are_named_without_a_split(experiment):
 
 
 def test_columns_of_numbers_end_together(experiment):
-    lines = tables.summary("pbmc", experiment).splitlines()[1 : len(METRICS) + 3]
+    lines = tables.summary_text("pbmc", experiment).splitlines()[1 : len(METRICS) + 3]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -213,5 +213,5 @@ def test_console_tables_are_at_most_100_columns_wide(document):
     for index in range(len(wide.metrics)):
         edit(wide, index, name=10 * "long_name_", **numbers)
     document.experiments["an experiment with quite a long name" * 3] = wide
-    text = f"{tables.leaderboard(document)}\n{tables.summary('wide', wide)}"
+    text = f"{tables.leaderboard_text(document)}\n{tables.summary_text('wide', wide)}"
     assert max(map(len, text.splitlines())) <= 100
