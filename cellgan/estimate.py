@@ -68,7 +68,7 @@ EVALUATION_BYTES_PER_CELL = 80_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class StageEstimate:
     """What one part of the work takes: a row of the table."""
 
     part: str
@@ -86,7 +86,7 @@ def estimate_all(
     n_values: int | None,
     *,
     is_processed: bool,
-) -> list[Estimate]:
+) -> list[StageEstimate]:
     """Return what every part of the work takes, in its order.
 
     Parameters
@@ -116,14 +116,14 @@ def estimate_all(
 
 def estimate_processing(
     parameters: ExperimentParameters, manifest: DatasetManifest, n_values: int
-) -> Estimate:
+) -> StageEstimate:
     """Tell what processing takes, by its numbers of counts and cells."""
     seconds = PROCESSING_SECONDS * n_values
     if parameters.input_ds.clustering.res is not None:
         seconds += CLUSTERING_SECONDS * sum(manifest.split_sizes.values())
     memory = LIBRARIES + PROCESSING_COPIES * BYTES_PER_VALUE * n_values
     disk = DISK_BYTES_PER_VALUE * n_values
-    return Estimate("process", memory, disk, seconds)
+    return StageEstimate("process", memory, disk, seconds)
 
 
 def estimate_training(
@@ -131,7 +131,7 @@ def estimate_training(
     manifest: DatasetManifest,
     n_values: int,
     strategy: tf.distribute.Strategy,
-) -> list[Estimate]:
+) -> list[StageEstimate]:
     """Time some steps of every stage."""
     forget_peak_memory()
     with strategy.scope():
@@ -145,7 +145,7 @@ def estimate_training(
         rate = _steps_per_second(steps, batches)
         n_parameters = _count_parameters(stage)
         estimates.append(
-            Estimate(
+            StageEstimate(
                 f"train, {stage.name}",
                 memory=peak_memory() + BYTES_PER_VALUE * n_values,
                 disk=4 * n_parameters * KEPT_CHECKPOINTS,
@@ -157,7 +157,9 @@ def estimate_training(
     return estimates
 
 
-def estimate_maps(parameters: ExperimentParameters, n_cells: int) -> list[Estimate]:
+def estimate_maps(
+    parameters: ExperimentParameters, n_cells: int
+) -> list[StageEstimate]:
     """Time one map of validation and generated cells.
 
     Parameters
@@ -175,12 +177,12 @@ def estimate_maps(parameters: ExperimentParameters, n_cells: int) -> list[Estima
     started = time.perf_counter()
     plots.embed(points, method=training.embedding, seed=0, log_components=False)
     seconds = n_maps * (time.perf_counter() - started)
-    return [Estimate(f"train, {n_maps:,} maps", 0, n_maps * MAP_BYTES, seconds)]
+    return [StageEstimate(f"train, {n_maps:,} maps", 0, n_maps * MAP_BYTES, seconds)]
 
 
 def estimate_generation(
     parameters: ExperimentParameters, manifest: DatasetManifest, n_values: int
-) -> list[Estimate]:
+) -> list[StageEstimate]:
     """Time one piece of the cells that ``generation.cells_no`` asks for.
 
     The cells of a model that is not trained are anything but sparse, so the size of
@@ -202,7 +204,7 @@ def estimate_generation(
     are_counts = parameters.generation.counts or parameters.model.makes_counts
     kind = "counts" if are_counts else "expression"
     return [
-        Estimate(
+        StageEstimate(
             "generate",
             memory=peak_memory() + 4 * MOST_VALUES,  # a piece that is being written
             disk=round(WRITTEN_BYTES_PER_VALUE[kind] * n_written),
@@ -214,14 +216,14 @@ def estimate_generation(
 
 def estimate_evaluation(
     parameters: ExperimentParameters, manifest: DatasetManifest
-) -> list[Estimate]:
+) -> list[StageEstimate]:
     """Tell what a report takes, by the number of held-out cells that it compares."""
     n_held_out = manifest.split_sizes["test"] or manifest.split_sizes["valid"]
     if n_held_out == 0:
         return []
     n_compared = min(n_held_out, parameters.evaluation.max_cells)
     return [
-        Estimate(
+        StageEstimate(
             "evaluate",
             memory=LIBRARIES + EVALUATION_BYTES_PER_CELL * n_compared,
             disk=0,
@@ -338,7 +340,7 @@ def _count_parameters(stage: TrainingStage) -> int:
 
 
 def describe(
-    name: str, manifest: DatasetManifest, estimates: Sequence[Estimate]
+    name: str, manifest: DatasetManifest, estimates: Sequence[StageEstimate]
 ) -> str:
     """Return the estimates as a table."""
     n_cells, n_genes = sum(manifest.split_sizes.values()), len(manifest.features[RNA])

@@ -81,16 +81,16 @@ def log_scaled_genes(counts: sp.csr_matrix) -> sp.csr_matrix:
     deviation.
     """
     size_factors = _to_median(row_sums(counts))
-    top = counts[:, most_variable_genes(counts, size_factors)]
+    top = counts[:, zheng17_genes(counts, size_factors)]
     totals = row_sums(top)
     _scale_rows(top, size_factors * _to_median(totals * size_factors))
     np.log1p(top.data, out=top.data)
-    _, variances = gene_moments(top, np.ones(top.shape[0]))
+    _, variances = column_moments(top, np.ones(top.shape[0]))
     top.data /= np.sqrt(np.where(variances > 0, variances, 1))[top.indices]
     return top
 
 
-def most_variable_genes(
+def zheng17_genes(
     counts: sp.csr_matrix, size_factors: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.intp]:
     """Return the positions of the genes that vary most for their mean, ascending.
@@ -101,7 +101,7 @@ def most_variable_genes(
     """
     if counts.shape[1] <= N_TOP_GENES:
         return np.arange(counts.shape[1])
-    means, variances = gene_moments(counts, size_factors)
+    means, variances = column_moments(counts, size_factors)
     dispersion = pd.Series(variances / means)
     edges = np.percentile(means, np.arange(10, 105, 5))
     bins = dispersion.groupby(np.searchsorted(edges, means))
@@ -112,7 +112,7 @@ def most_variable_genes(
     return np.sort(np.argsort(-normalized, kind="stable")[:N_TOP_GENES])
 
 
-def gene_moments(
+def column_moments(
     matrix: sp.csr_matrix, row_factors: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return mean and unbiased variance of each column after scaling the rows."""
@@ -137,7 +137,7 @@ def principal_components(expression: sp.csr_matrix) -> npt.NDArray[np.float32]:
     for start in range(0, n_cells, ROWS_AT_ONCE):
         block = expression[start : start + ROWS_AT_ONCE].toarray().astype(np.float64)
         products += block.T @ block
-    means, _ = gene_moments(expression, np.ones(n_cells))
+    means, _ = column_moments(expression, np.ones(n_cells))
     covariance = products / n_cells - np.outer(means, means)
     n_components = min(N_COMPONENTS, n_genes, n_cells - 1)
     _, vectors = np.linalg.eigh(covariance)

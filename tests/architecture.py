@@ -96,7 +96,7 @@ HEAVY = TENSORFLOW | {
 
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # Names that say the same of whatever they are of.
-SHARED_NAMES = frozenset({"describe"})
+SHARED_NAMES = frozenset({"describe", "fill"})
 # Keras calls layers and asks for their configuration; PyTorch's unpickler, Lightning.
 CALLED_BY_LIBRARIES = frozenset({"call", "get_config", "find_class"})
 

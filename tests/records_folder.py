@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,19 @@ import numpy as np
 import pandas as pd
 
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
+from cellgan.data.records import CellRecords, RecordSchema, open_shards
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.synthetic import make_cells
+
+
+def write_shard(
+    path: Path, blocks: Iterable[CellRecords], schema: RecordSchema
+) -> None:
+    """Write one record file."""
+    with open_shards(path.parent, [path.name], schema) as shards:
+        for cells in blocks:
+            shards[path.name](cells)
 
 
 class RecordsFolder(NamedTuple):

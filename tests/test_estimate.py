@@ -13,7 +13,7 @@ import tensorflow as tf
 from cellgan import estimate, models
 from cellgan.config.reading import parse_experiment
 from cellgan.estimate import (
-    Estimate,
+    StageEstimate,
     describe,
     estimate_all,
     estimate_evaluation,
@@ -186,9 +186,9 @@ def test_every_part_has_a_row_in_the_order_of_the_work(
 
 def test_the_table_has_units_that_suit_and_no_zeros(manifest):
     rows = [
-        Estimate("process", 640_000_000, 5_000_000, 12.3),
-        Estimate("train, 9 maps", 0, 3_600_000, 7200, "drawn"),
-        Estimate("evaluate", 4_000_000_000, 0, 240, "for 5,000 held-out cells"),
+        StageEstimate("process", 640_000_000, 5_000_000, 12.3),
+        StageEstimate("train, 9 maps", 0, 3_600_000, 7200, "drawn"),
+        StageEstimate("evaluate", 4_000_000_000, 0, 240, "for 5,000 held-out cells"),
     ]
     title, *lines = describe("pbmc", manifest, rows).splitlines()
     assert title.startswith("pbmc: 100 cells x 2,000 genes on ")

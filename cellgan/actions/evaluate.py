@@ -51,7 +51,7 @@ FAIL_ON_LEAK = Option(
 )
 
 
-class Comparison(NamedTuple):
+class Judgement(NamedTuple):
     """What is compared with the held-out cells, and what a leak means."""
 
     generated: Path | None
@@ -88,15 +88,13 @@ class Evaluate(Action):
             )
             raise ConfigError(msg)
 
-    def prepare(
-        self, experiment: Experiment, options: argparse.Namespace
-    ) -> Comparison:
+    def prepare(self, experiment: Experiment, options: argparse.Namespace) -> Judgement:
         """Refuse an experiment that was processed with other parameters."""
         experiment.manifest()  # not processed: said before anything is compared
         experiment.check_frozen("input_ds")
-        return Comparison(options.save_path, options.fail_on_leak)
+        return Judgement(options.save_path, options.fail_on_leak)
 
-    def run(self, experiment: Experiment, plan: Comparison) -> int:
+    def run(self, experiment: Experiment, plan: Judgement) -> int:
         """Compare, and return `LEAK` if training cells were copied and that fails."""
         from cellgan.evaluation import evaluate
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cellgan.composition.eligible import Eligible, Rows, seeded_order
 from cellgan.config.composition import (
     Composition,
-    Mixture,
+    MixtureBlock,
     Part,
     Stratify,
 )
@@ -87,7 +87,7 @@ def slot_order(
 
 
 def part_sizes(
-    mixtures: Mapping[str, Mixture],
+    mixtures: Mapping[str, MixtureBlock],
     budgets: Mapping[str, int | None],
     available: Mapping[str, int],
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
@@ -142,7 +142,7 @@ def _check_part(part: Part, size: int, width: int, available: int, where: str) -
 
 
 def _sizes_of(
-    mixture: Mixture,
+    mixture: MixtureBlock,
     budgets: Mapping[str, int | None],
     available: Mapping[str, int],
 ) -> tuple[int, ...]:

@@ -164,7 +164,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Mixture:
+class MixtureBlock:
     """What a corpus is put together from; a list of parts is short for one."""
 
     parts: tuple[Part, ...]
@@ -174,7 +174,7 @@ class Mixture:
     """Shrink every part to the smallest."""
 
     @model_validator(mode="after")
-    def _check(self) -> Mixture:
+    def _check(self) -> MixtureBlock:
         if not self.parts:
             msg = "there are no parts"
             raise ValueError(msg)
@@ -278,7 +278,7 @@ class Composition:
     """A study of what training cells make a better model."""
 
     sources: dict[str, Source]
-    mixtures: dict[str, Mixture]
+    mixtures: dict[str, MixtureBlock]
     baseline: Name
     """Mixture that all others are compared with."""
     size_control: Name | None = None

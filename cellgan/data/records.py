@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,6 @@ from cellgan.data.tfrecords import (
     parse_example,
     read_records,
     unpack_varints,
-    write_records,
 )
 from cellgan.errors import DataError
 
@@ -276,20 +275,6 @@ def _check_below(
             f"{limit - 1}: {OTHER_RUN}"
         )
         raise DataError(msg)
-
-
-def write_shard(
-    path: Path, blocks: Iterable[CellRecords], schema: RecordSchema
-) -> None:
-    """Write one record file, one block in memory at a time.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written, for example because the disk is full.
-    """
-    with _writing(path):
-        write_records(path, (encode_examples(cells, schema) for cells in blocks))
 
 
 @contextlib.contextmanager

@@ -40,28 +40,6 @@ def normalize_library_size(
     return counts * factor[:, tf.newaxis]
 
 
-def restore_library_size(
-    expression: tf.Tensor, library_size: tf.Tensor, target_library_size: float
-) -> tf.Tensor:
-    """Scale expression back to counts; the inverse of `normalize_library_size`.
-
-    Parameters
-    ----------
-    expression
-        ``(n_cells, n_genes)`` float, rows of total `target_library_size`.
-    library_size
-        ``(n_cells,)``: totals that the cells get.
-    target_library_size
-        As given to `normalize_library_size`.
-
-    Returns
-    -------
-    ``(n_cells, n_genes)``, equal to the counts up to rounding errors of floats.
-    """
-    target = tf.constant(target_library_size, expression.dtype)
-    return expression * (library_size / target)[:, tf.newaxis]
-
-
 def encoder_input(counts: tf.Tensor, transform: InputTransform) -> tf.Tensor:
     """Return what an encoder is given of counts.
 

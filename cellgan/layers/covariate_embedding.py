@@ -41,11 +41,6 @@ class CovariateEmbedding(SizedLayer):
         self._shape = (n_categories, width)
         self._seed = seed
 
-    @property
-    def null_code(self) -> int:
-        """The code of cells that are not conditioned on this covariate."""
-        return self._shape[0]
-
     def _make_weights(self) -> None:
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=self._seed)
         self.table = self._weight("table", self._shape, initializer)

@@ -30,7 +30,7 @@ PROJECTED_COMPONENTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class RealCells:
+class ValidationCells:
     """The validation cells."""
 
     expression: sp.csr_matrix
@@ -76,7 +76,7 @@ class Validation:
         self._is_chief = is_chief
         self._draws_cells = stage is model.stages()[-1]
         self._validate_step = tf.function(stage.validate_step, reduce_retracing=True)
-        self._real: RealCells | None = None
+        self._real: ValidationCells | None = None
 
     def __call__(self, step: int) -> None:
         """Log the losses of the validation cells; map them beside generated ones."""
@@ -147,7 +147,7 @@ class Validation:
             latents = np.concatenate([real.latent, generated.latent])
             self._draw_latents(step, latents)
 
-    def _sources(self, real: RealCells) -> CellBatch | None:
+    def _sources(self, real: ValidationCells) -> CellBatch | None:
         """Return the cells that a model starts from, if it does.
 
         For one that edits cells, each cell's neighbour in the records: edited to the
@@ -213,7 +213,7 @@ class Validation:
         codes = self._real_cells().codes[covariate]
         return self._manifest.covariates[covariate].decode(codes)
 
-    def _real_cells(self) -> RealCells:
+    def _real_cells(self) -> ValidationCells:
         """Return the validation cells, read once and kept sparse."""
         if self._real is None:
             target = self._manifest.target_library_size
@@ -233,7 +233,7 @@ class Validation:
                     codes.setdefault(name, []).append(of.numpy())
                 for name, of in batch.library_size.items():
                     sizes.setdefault(name, []).append(of.numpy())
-            self._real = RealCells(
+            self._real = ValidationCells(
                 sp.vstack(rows, format="csr"),
                 {name: np.concatenate(of) for name, of in codes.items()},
                 {name: np.concatenate(of) for name, of in sizes.items()},

@@ -17,7 +17,7 @@ from cellgan.composition.study import training_steps
 from cellgan.config.composition import (
     Budget,
     EvaluationSet,
-    Mixture,
+    MixtureBlock,
     Part,
     Stratify,
 )
@@ -46,8 +46,8 @@ def study(mixtures: dict[str, Any], **others: Any) -> StudyParameters:
     return parse_study({"composition": block, "model": {"type": "LDVAE"}}, "test")
 
 
-def mixtures_of(**mixtures: list[Part]) -> dict[str, Mixture]:
-    return {name: Mixture(parts=tuple(parts)) for name, parts in mixtures.items()}
+def mixtures_of(**mixtures: list[Part]) -> dict[str, MixtureBlock]:
+    return {name: MixtureBlock(parts=tuple(parts)) for name, parts in mixtures.items()}
 
 
 # Permutations.
@@ -123,7 +123,7 @@ def test_slots_are_as_wide_as_the_largest_part_or_the_budget() -> None:
 
 
 def test_size_match_shrinks_parts_to_the_smallest() -> None:
-    mixture = Mixture(
+    mixture = MixtureBlock(
         parts=(Part(source="a", cells=50), Part(source="b", cells="all")),
         size_match=True,
     )

@@ -23,10 +23,10 @@ from cellgan.data.batches import (
     prepared_batches,
     training_batches,
 )
-from cellgan.data.records import RecordSchema, read_shard, split_files, write_shard
+from cellgan.data.records import RecordSchema, read_shard, split_files
 from cellgan.errors import DataError
 from tests.data.test_records import manifest_of_reference
-from tests.records_folder import RecordsFolder, make_records
+from tests.records_folder import RecordsFolder, make_records, write_shard
 
 SOURCES = ("memory", "disk")
 each_source = pytest.mark.parametrize("source", SOURCES)

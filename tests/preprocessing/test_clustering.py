@@ -49,7 +49,7 @@ def scanpy_recipe(wide_counts: sp.csr_matrix) -> ad.AnnData:
 
 def test_most_variable_genes_are_those_of_scanpys_recipe(wide_counts, scanpy_recipe):
     totals = row_sums(wide_counts)
-    ours = clustering.most_variable_genes(wide_counts, np.median(totals) / totals)
+    ours = clustering.zheng17_genes(wide_counts, np.median(totals) / totals)
     theirs = scanpy_recipe.var_names.astype(int)
     assert len(ours) == 1000
     assert set(theirs) <= set(ours)
@@ -60,7 +60,7 @@ def test_log_scaled_genes_equal_scanpys_recipe_before_centring(
     wide_counts, scanpy_recipe
 ):
     totals = row_sums(wide_counts)
-    genes = clustering.most_variable_genes(wide_counts, np.median(totals) / totals)
+    genes = clustering.zheng17_genes(wide_counts, np.median(totals) / totals)
     shared = np.isin(genes, scanpy_recipe.var_names.astype(int))
     ours = clustering.log_scaled_genes(wide_counts)[:, shared].toarray()
     np.testing.assert_allclose(
@@ -151,7 +151,7 @@ def test_few_cells_and_genes_are_clustered():
 
 def test_cell_without_any_chosen_gene_still_gets_a_cluster(wide_counts):
     totals = row_sums(wide_counts)
-    genes = clustering.most_variable_genes(wide_counts, np.median(totals) / totals)
+    genes = clustering.zheng17_genes(wide_counts, np.median(totals) / totals)
     dense = wide_counts.toarray()
     dense[7, genes] = 0
     clusters = clustering.cluster_cells(sp.csr_matrix(dense), 0.5, "louvain", seed=0)

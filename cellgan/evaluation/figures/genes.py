@@ -48,7 +48,7 @@ class GeneMoments(NamedTuple):
 def gene_curves(pair: Pair) -> Picture:
     """Draw variance and share of zeros of every gene against its mean."""
     what = "count" if pair.frame.are_counts else "expression"
-    real, made = gene_moments(pair.real), gene_moments(pair.other)
+    real, made = moments_of_side(pair.real), moments_of_side(pair.other)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for width, of_side, colour in zip((5, 2), (real, made), SIDE_COLOURS, strict=True):
@@ -75,12 +75,12 @@ def gene_curves(pair: Pair) -> Picture:
 def open_share_picture(pair: Pair) -> Picture:
     """Draw the share of cells in which each peak is open, generated against real."""
     sides = (pair.real, pair.other)
-    real, made = (1 - gene_moments(side).zeros for side in sides)
-    mean = gene_moments(pair.real).means
+    real, made = (1 - moments_of_side(side).zeros for side in sides)
+    mean = moments_of_side(pair.real).means
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     curve, shares = figure.subplots(1, 2)
     for width, of_side, colour in zip((5, 2), sides, SIDE_COLOURS, strict=True):
-        found = gene_moments(of_side)
+        found = moments_of_side(of_side)
         _draw_curve(curve, found.means, 1 - found.zeros, colour, width)
     curve.set(xscale="log", yscale="log", xlabel="mean count of the peak")
     curve.set_ylabel("share of cells in which it is open")
@@ -105,7 +105,7 @@ def open_share_picture(pair: Pair) -> Picture:
     )
 
 
-def gene_moments(side: Side) -> GeneMoments:
+def moments_of_side(side: Side) -> GeneMoments:
     """Return mean, variance and share of zeros of every gene."""
     values = sp.csr_matrix(side.values, dtype=np.float64)
     means, variances = mean_variance_axis(values, axis=0)

@@ -185,38 +185,6 @@ def _two_components(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.pad(components, padding).astype(np.float32)
 
 
-def gene_figure(
-    path: Path,
-    means: tuple[Floats, Floats],
-    rates: tuple[Floats, Floats],
-    correlations: tuple[float, float],
-) -> None:
-    """Draw every gene's mean and detection rate, generated against real.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    means, rates
-        Mean log expression and share of cells that express a gene, each
-        ``(n_genes,)`` of real, then of generated cells.
-    correlations
-        Pearson's correlations of the two, for the titles.
-    """
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    names = ("mean of log1p expression", "share of cells that express the gene")
-    for axes, name, sides, correlation in zip(
-        panels, names, (means, rates), correlations, strict=True
-    ):
-        end = 1.03 * max(side.max() for side in sides)
-        axes.plot([0, end], [0, end], color="0.6", linewidth=1, zorder=0)
-        axes.scatter(*sides, s=8, alpha=0.4, color=REAL_COLOUR, linewidths=0)
-        axes.set(xlabel="real", ylabel="generated", aspect="equal")
-        axes.set_title(f"{name}, r = {correlation:.3f}")
-    save(figure, path)
-
-
 def correlation_figure(
     path: Path, real: Floats, generated: Floats, genes: Sequence[str]
 ) -> None:

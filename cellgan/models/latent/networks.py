@@ -77,7 +77,7 @@ class Expression(NamedTuple):
         return self.mean
 
 
-class Reconstruction(NamedTuple):
+class DecodedCells(NamedTuple):
     """What the autoencoder makes of cells."""
 
     latent: tf.Tensor
@@ -319,7 +319,7 @@ class CountAutoencoder(SizedLayer):
         *,
         training: bool = False,
         seed: tf.Tensor | None = None,
-    ) -> Reconstruction:
+    ) -> DecodedCells:
         """Encode and decode cells.
 
         Parameters
@@ -336,9 +336,7 @@ class CountAutoencoder(SizedLayer):
         options: dict[str, Any] = {"training": training, "seed": seed}
         latent, encoder_statistics = self._encode(features, **options)
         logits, decoder_statistics = self._decode(latent, **options)
-        return Reconstruction(
-            latent, logits, (*encoder_statistics, *decoder_statistics)
-        )
+        return DecodedCells(latent, logits, (*encoder_statistics, *decoder_statistics))
 
     def encode(
         self, features: Mapping[str, tf.Tensor], *, batch_statistics: bool = False

@@ -176,7 +176,7 @@ def test_label_maps_show_the_20_largest_labels_and_say_how_many_are_missing(figu
 
 
 def test_gene_moments_are_those_of_dense_values(pair):
-    moments = gene_pictures.gene_moments(pair.real)
+    moments = gene_pictures.moments_of_side(pair.real)
     values = pair.real.values.toarray().astype(np.float64)
     np.testing.assert_allclose(moments.means, values.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(moments.variances, values.var(axis=0), rtol=1e-10)

@@ -222,16 +222,6 @@ def test_correlation_figure_has_generated_lower_left_and_real_upper_right(
     assert axes.images[0].origin == "upper"
 
 
-def test_gene_figure_draws_generated_against_real(drawn, tmp_path):
-    real, generated = np.array([0.1, 0.5]), np.array([0.2, 0.4])
-    plots.gene_figure(
-        tmp_path / "g.png", (real, generated), (generated, real), (0.9, 0.8)
-    )
-    means, rates = (axes.collections[0].get_offsets() for axes in drawn[0].axes)
-    np.testing.assert_array_equal(means, np.column_stack([real, generated]))
-    np.testing.assert_array_equal(rates, np.column_stack([generated, real]))
-
-
 NOT_MATHEMATICS = ("CD4$^{hi$", "$x^2$ and $y$")
 
 

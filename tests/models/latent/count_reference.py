@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cellgan.models.latent.networks import CountAutoencoder, Modality, Reconstruction
+from cellgan.models.latent.networks import CountAutoencoder, DecodedCells, Modality
 
 OF_NORM = {
     "scale": "weight",
@@ -96,7 +96,7 @@ class CountReference:
 
     def loss(
         self, network: CountAutoencoder, *, training: bool
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], Reconstruction]:
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], DecodedCells]:
         """Return the loss, its terms, and the reconstruction."""
         cells = network(self.features, training=training)
         terms = network.reconstruction_losses(

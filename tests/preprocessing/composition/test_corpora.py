@@ -23,7 +23,10 @@ from cellgan.config.composition import Filter, Quality, Source, VariableGenes
 from cellgan.config.reading import load_parameters
 from cellgan.data.records import RECORD_FILES, read_shard
 from cellgan.errors import CellganError, ConfigError, DataError
-from cellgan.evaluation.metrics.reconstruction import log_normalized, variable_genes
+from cellgan.evaluation.metrics.reconstruction import (
+    log_normalized,
+    most_dispersed_genes,
+)
 from cellgan.experiment import Experiment
 from preprocessing.composition import genes as study_genes
 from preprocessing.composition.corpora import process_composition, summary
@@ -228,7 +231,7 @@ def test_variable_genes_are_those_of_the_dense_computation(tmp_path: Path) -> No
     obs = pd.DataFrame(index=[f"cell_{n}" for n in range(200)])
     var = pd.DataFrame(index=[f"gene_{n:03d}" for n in range(150)])
     ad.AnnData(counts, obs, var).write_h5ad(path)
-    expected = variable_genes(log_normalized(counts), 20)
+    expected = most_dispersed_genes(log_normalized(counts), 20)
 
     with open_source(Source(file=str(path)), "sources.blood", ()) as file:
         names = study_genes.gene_names(file)
