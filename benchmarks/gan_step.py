@@ -37,7 +37,7 @@ import tensorflow as tf
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
 from cellgan.models.gan.networks import Critic, Generator
-from cellgan.models.gan.training import GanStage, Player, RealCells
+from cellgan.models.gan.training import BatchReader, GanStage, Player
 from cellgan.optimizers import adam
 
 try:
@@ -105,7 +105,7 @@ def make_stage(batches: tuple[CellBatch, ...], *, dtype: str, jit: bool) -> GanS
     stage = GanStage(
         Player(generator, adam(RATE, MOMENTS, amsgrad=True)),
         Player(critic, adam(RATE, MOMENTS, amsgrad=True)),
-        RealCells("cluster", np.full(N_CATEGORIES, 1 / N_CATEGORIES), LIBRARY_SIZE),
+        BatchReader("cluster", np.full(N_CATEGORIES, 1 / N_CATEGORIES), LIBRARY_SIZE),
         penalty_weight=LAMBDA,
         critic_iters=len(batches) - 1,
         jit=jit,

@@ -12,9 +12,17 @@ import pandas as pd
 
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
 from cellgan.data.records import CellRecords, RecordSchema, open_shards
+from cellgan.data.tfrecords import open_records
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.synthetic import make_cells
+
+
+def write_records(path: Path, blocks: Iterable[Iterable[bytes]]) -> None:
+    """Write a compressed TFRecord file."""
+    with open_records(path) as write:
+        for block in blocks:
+            write(block)
 
 
 def write_shard(

@@ -165,19 +165,6 @@ def _fields(message: bytes) -> list[bytes]:
     return payloads
 
 
-def write_records(path: Path, blocks: Iterable[Iterable[bytes]]) -> None:
-    """Write a compressed TFRecord file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
-    with open_records(path) as write:
-        for block in blocks:
-            write(block)
-
-
 @contextlib.contextmanager
 def open_records(path: Path) -> Iterator[Callable[[Iterable[bytes]], None]]:
     """Open a compressed TFRecord file; yield what appends records to it.

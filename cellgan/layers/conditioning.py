@@ -15,8 +15,8 @@ import tensorflow as tf
 from cellgan.layers.sized import SizedLayer
 
 NORMALIZATION_EPSILON = 1e-5
-RUNNING_DECAY = 0.999
-"""Share of the old running statistics that an update keeps."""
+RUNNING_DECAY = 0.9
+"""Share of the old running statistics that an update keeps: PyTorch's default."""
 ReadOutKind = Literal["plain", "per_category", "projection"]
 
 
@@ -165,7 +165,7 @@ class BatchNormalization(_Normalization):
         )
         return self._normalize(inputs, *statistics, categories), statistics
 
-    def update(self, statistics: BatchStatistics, decay: float = RUNNING_DECAY) -> None:
+    def update(self, statistics: BatchStatistics, decay: float) -> None:
         """Let the running statistics take one step towards those of a batch.
 
         Replicas of a distributed run hold the mean of what each would hold.

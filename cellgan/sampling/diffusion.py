@@ -24,7 +24,6 @@ import tensorflow as tf
 from cellgan.sampling.noise_schedules import Array, NoiseSchedule, Steps
 
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
-Predicted = Literal["noise", "latent"]
 
 
 class Gaussian(NamedTuple):
@@ -96,9 +95,7 @@ def interpret(
     noisy: tf.Tensor,
     position: tf.Tensor,
     *,
-    predicted: Predicted = "noise",
     variance: Variance = "fixed_large",
-    clip: bool = False,
 ) -> Step:
     """Return what a network's output says of noisy latents.
 
@@ -107,20 +104,17 @@ def interpret(
     schedule
         Of the steps.
     output
-        ``(n_cells, n_latent)``; with a learned variance twice as wide.
+        The noise in `noisy`, ``(n_cells, n_latent)``; with a learned variance twice as
+        wide.
     noisy
         Latents at `position`, ``(n_cells, n_latent)``.
     position
         Of `noisy`.
-    predicted
-        What the output is: the noise in `noisy`, or the latent without it.
     variance
         - ``"fixed_large"``: beta, right for latents that are all different;
         - ``"fixed_small"``: that of the posterior, right for a single latent;
         - ``"learned_range"``: between the two, as the second half of the output says,
           from -1 for small to 1 for large.
-    clip
-        Move latents without noise to the range from -1 to 1.
 
     References
     ----------
@@ -129,12 +123,8 @@ def interpret(
     """
     if variance == "learned_range":
         output, between = tf.split(output, 2, axis=1)
-    latent = output
-    if predicted == "noise":
-        latent = _at(schedule.latent_from_noisy, position, noisy) * noisy
-        latent -= _at(schedule.latent_from_noise, position, noisy) * output
-    if clip:
-        latent = tf.clip_by_value(latent, -1.0, 1.0)
+    latent = _at(schedule.latent_from_noisy, position, noisy) * noisy
+    latent -= _at(schedule.latent_from_noise, position, noisy) * output
     cleaner = posterior(schedule, latent, noisy, position)
     if variance == "fixed_large":
         log_variance = _at(schedule.log_large_variance, position, noisy)
@@ -147,9 +137,7 @@ def interpret(
     return Step(cleaner, latent)
 
 
-def ddpm_step(
-    cleaner: Gaussian, noise: tf.Tensor, position: tf.Tensor, exponent: float = 0.5
-) -> tf.Tensor:
+def ddpm_step(cleaner: Gaussian, noise: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     """Draw the next cleaner latent, ``(n_cells, n_latent)``; after step 0 its mean.
 
     Parameters
@@ -160,10 +148,8 @@ def ddpm_step(
         Standard normal.
     position
         That the step starts from.
-    exponent
-        Of the variance, in the factor of the noise; 0.5 makes it the deviation.
     """
-    deviation = tf.exp(exponent * cleaner.log_variance)
+    deviation = tf.exp(0.5 * cleaner.log_variance)
     return cleaner.mean + _unless_last(position, noise) * deviation * noise
 
 
@@ -208,22 +194,6 @@ def ddim_step(
         return cleaner
     fresh = _at(sigma, position, noisy) * noise
     return cleaner + _unless_last(position, noise) * fresh
-
-
-def reverse_ddim_step(
-    schedule: NoiseSchedule, latent: tf.Tensor, noisy: tf.Tensor, position: tf.Tensor
-) -> tf.Tensor:
-    """Return the next noisier latent: `ddim_step` without noise, the other way.
-
-    Parameters
-    ----------
-    schedule, latent, noisy, position
-        As of `ddim_step`.
-    """
-    predicted = _noise_in(schedule, latent, noisy, position)
-    noisier = _at(np.sqrt(schedule.kept_after), position, noisy) * latent
-    rate = _at(np.sqrt(1 - schedule.kept_after), position, noisy)
-    return noisier + rate * predicted
 
 
 class StepNetwork(Protocol):

@@ -86,7 +86,7 @@ class NoiseSchedule:
         Parameters
         ----------
         kept_steps
-            Ascending positions, of `spaced_steps` or `strided_steps`.
+            Ascending positions, as of `spaced_steps`.
         """
         kept = self.kept[kept_steps]
         before = np.concatenate([[1.0], kept[:-1]])
@@ -104,11 +104,6 @@ class NoiseSchedule:
     def kept_before(self) -> Array:
         """`kept` of the next cleaner step, 1 before the first."""
         return np.concatenate([[1.0], self.kept[:-1]])
-
-    @property
-    def kept_after(self) -> Array:
-        """`kept` of the next noisier step, 0 after the last."""
-        return np.concatenate([self.kept[1:], [0.0]])
 
     @property
     def signal_rate(self) -> Array:
@@ -190,27 +185,6 @@ def spaced_steps(n_steps: int, counts: Sequence[int]) -> Steps:
         kept += [start + round(stride * index) for index in range(count)]
         start += size
     return np.array(sorted(set(kept)))
-
-
-def strided_steps(n_steps: int, n_kept: int) -> Steps:
-    """Choose every k-th step from step 0 on, with the first k that gives `n_kept`.
-
-    Raises
-    ------
-    ValueError
-        If no k does.
-
-    References
-    ----------
-    Song et al. (2021), Denoising Diffusion Implicit Models, appendix D.2.
-    https://arxiv.org/abs/2010.02502
-    """
-    for stride in range(1, n_steps + 1):
-        steps = np.arange(0, n_steps, stride)
-        if len(steps) == n_kept:
-            return steps
-    message = f"no stride takes {n_kept} of {n_steps} steps."
-    raise ValueError(message)
 
 
 def even_full_steps(n_steps: int, interval: int) -> Steps:

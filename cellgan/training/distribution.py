@@ -159,7 +159,9 @@ def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
             tf.distribute.ReduceOp.MEAN, tf.constant(step, tf.float64)
         )
 
-    mean = strategy.experimental_local_results(strategy.run(tf.function(mean_step)))[0]
+    mean = strategy.experimental_local_results(
+        strategy.run(tf.function(mean_step, autograph=False))
+    )[0]
     if float(mean) != step:
         msg = (
             f"this worker has the checkpoint of step {step}, others have another or "

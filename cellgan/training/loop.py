@@ -114,10 +114,10 @@ class CompiledSteps:
         self._strategy = strategy
         self._seed = derive_seed(seed, stage.name)
         self._diagnostics_seed = derive_seed(seed, stage.name, "diagnostics")
-        self._first_step = tf.function(self._trace_first_step)
-        self._one_step = tf.function(self._trace_one_step)
-        self._many_steps = tf.function(self._trace_many_steps)
-        self._diagnostics = tf.function(self._trace_diagnostics)
+        self._first_step = tf.function(self._trace_first_step, autograph=False)
+        self._one_step = tf.function(self._trace_one_step, autograph=False)
+        self._many_steps = tf.function(self._trace_many_steps, autograph=False)
+        self._diagnostics = tf.function(self._trace_diagnostics, autograph=False)
 
     def trace(self, batches: Iterator[CellBatch], start: int) -> None:
         """Do now what would make the first calls of `run` from `start` on slow."""

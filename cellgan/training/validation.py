@@ -75,7 +75,9 @@ class Validation:
         self._log = run_log
         self._is_chief = is_chief
         self._draws_cells = stage is model.stages()[-1]
-        self._validate_step = tf.function(stage.validate_step, reduce_retracing=True)
+        self._validate_step = tf.function(
+            stage.validate_step, reduce_retracing=True, autograph=False
+        )
         self._real: ValidationCells | None = None
 
     def __call__(self, step: int) -> None:

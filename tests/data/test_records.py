@@ -25,11 +25,10 @@ from cellgan.data.records import (
     read_shard,
     split_files,
 )
-from cellgan.data.tfrecords import write_records
 from cellgan.errors import DataError
 from cellgan.experiment import reference_manifest
 from tests.manifests import make_manifest
-from tests.records_folder import write_shard
+from tests.records_folder import write_records, write_shard
 
 N_GENES = 2**14 + 100
 N_PEAKS = 2**14 + 200

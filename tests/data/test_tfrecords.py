@@ -18,8 +18,8 @@ from cellgan.data.tfrecords import (
     parse_example,
     read_records,
     unpack_varints,
-    write_records,
 )
+from tests.records_folder import write_records
 
 LIMIT = 2**21 + 10
 # The last number of each length and the first of the next.

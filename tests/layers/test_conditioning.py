@@ -72,7 +72,9 @@ def test_batch_normalization_update_keeps_999_in_1000():
     layer = BatchNormalization(2)
     layer.build()
     layer.moving_mean.assign([0, 1000])
-    layer.update(BatchStatistics(tf.constant([4e3, 8e3]), tf.constant([3e3, 1.0])))
+    layer.update(
+        BatchStatistics(tf.constant([4e3, 8e3]), tf.constant([3e3, 1.0])), 0.999
+    )
     np.testing.assert_allclose(layer.moving_mean, [4, 1007], rtol=1e-4)
     np.testing.assert_allclose(layer.moving_variance, [3.999, 1], rtol=1e-4)
 

@@ -9,19 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from cellgan.layers import likelihoods
+from cellgan.layers import count_draws
+from cellgan.layers.count_draws import (
+    DrawnCounts,
+    sample_bernoulli,
+    sample_negative_binomial,
+    sample_poisson,
+)
 from cellgan.layers.likelihoods import (
     Bernoulli,
-    DrawnCounts,
     NegativeBinomial,
     Poisson,
     bernoulli_log_prob,
     negative_binomial_log_prob,
     negative_binomial_softmax_loss,
     poisson_log_prob,
-    sample_bernoulli,
-    sample_negative_binomial,
-    sample_poisson,
 )
 
 SEED = tf.constant([11, 7], tf.int32)
@@ -325,7 +327,7 @@ def test_draws_of_large_means_follow_the_distribution_function(
 
 def test_counting_up_and_searching_find_the_same_counts(monkeypatch):
     by_counting = drawn(60.0, 3.0)
-    monkeypatch.setattr(likelihoods, "STEPS_FROM_ZERO", 20)
+    monkeypatch.setattr(count_draws, "STEPS_FROM_ZERO", 20)
     searched = sample_negative_binomial(
         tf.fill((5, 100), 60.0), tf.fill((100,), 3.0), SEED
     )
@@ -335,7 +337,7 @@ def test_counting_up_and_searching_find_the_same_counts(monkeypatch):
 def test_counts_do_not_depend_on_how_many_are_tried_in_a_pass(monkeypatch):
     mean = tf.fill((5, 100), 60.0)
     together = array(sample_poisson(mean, SEED))
-    monkeypatch.setattr(likelihoods, "VALUES_PER_PASS", 1)
+    monkeypatch.setattr(count_draws, "VALUES_PER_PASS", 1)
     np.testing.assert_array_equal(array(sample_poisson(mean, SEED)), together)
 
 
@@ -344,8 +346,8 @@ def test_small_counts_compiled_by_xla_are_those_that_are_not(monkeypatch, per_pa
     mean = tf.constant(np.float32(np.geomspace(1e-6, 1e3, 500)).reshape(5, 100))
     theta = tf.constant(np.float32(np.geomspace(1e-3, 1e6, 100)))
     plain = array(sample_negative_binomial(mean, theta, SEED))
-    monkeypatch.setattr(likelihoods, "COMPILED_FROM", 1)
-    monkeypatch.setattr(likelihoods, "ENTRIES_PER_PASS", per_pass)
+    monkeypatch.setattr(count_draws, "COMPILED_FROM", 1)
+    monkeypatch.setattr(count_draws, "ENTRIES_PER_PASS", per_pass)
     compiled = array(sample_negative_binomial(mean, theta, SEED))
     np.testing.assert_array_equal(compiled, plain)
 
@@ -357,7 +359,7 @@ def test_an_entry_is_drawn_just_below_the_probability_that_it_is_not_0(
     mean = np.float32(np.geomspace(1e-3, 8, 400)).reshape(4, 100)
     tails = -np.expm1(-mean.astype(np.float64)) * (1 + from_zero)
     bits = tf.constant(np.uint32(tails * 2**32))
-    monkeypatch.setattr(likelihoods, "_random_bits", lambda *_: bits)
+    monkeypatch.setattr(count_draws, "random_bits", lambda *_: bits)
     is_drawn = array(sample_poisson(tf.constant(mean), SEED)) > 0
     np.testing.assert_array_equal(is_drawn, from_zero < 0)
 

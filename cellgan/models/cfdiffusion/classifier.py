@@ -11,19 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from cellgan.layers import (
-    BatchNormalization,
-    BatchStatistics,
-    Linear,
-    SizedLayer,
-    unbiased,
+from cellgan.layers import BatchStatistics, Linear, SizedLayer
+from cellgan.layers.stacks import (
+    all_unbiased,
+    dense_stack,
+    normalizations,
+    update_norms,
 )
 from cellgan.layers.time_embedding import step_features
 from cellgan.seeds import derive_seed
 
 WIDTHS = (512, 512, 256)
-RUNNING_DECAY = 0.9
-"""Of the running statistics, that of PyTorch's default."""
 
 
 class NoisyClassifier(SizedLayer):
@@ -83,10 +81,7 @@ class NoisyClassifier(SizedLayer):
             self._linear(f"time_projection_{index}", width, n_outputs)
             for index, n_outputs in enumerate(widths[:-1], start=1)
         ]
-        self.norms = [
-            BatchNormalization(n_outputs, name=f"norm_{index}", dtype=dtype)
-            for index, n_outputs in enumerate(widths, start=1)
-        ]
+        self.norms = normalizations("batchnorm", widths, dtype=dtype)
         self.output_layer = self._linear("output", widths[-1], n_categories)
         self.build()
 
@@ -137,33 +132,23 @@ class NoisyClassifier(SizedLayer):
         first, second = self.time_layers
         features = step_features(step_index, self._n_embedding)
         embedded = tf.nn.silu(second(tf.nn.silu(first(features))))
-        hidden, statistics = latent, []
-        for index, (layer, norm, projection) in enumerate(
-            itertools.zip_longest(self.layers, self.norms, self.time_projections)
-        ):
-            units = layer(hidden)
-            if projection is not None:
-                units += projection(embedded)
-            units, used = norm(units, training=training)
-            hidden = tf.nn.silu(units)
-            if training:
-                used = unbiased(used, tf.shape(hidden)[0])
-                hidden = self._drop(hidden, seed, index)
-            statistics.append(used)
+        hidden, statistics = dense_stack(
+            latent,
+            self.layers,
+            self.norms,
+            lambda units, _: tf.nn.silu(units),
+            shifts=[projection(embedded) for projection in self.time_projections],
+            dropout=0.0 if seed is None else self._dropout,
+            training=training,
+            seed=seed,
+        )
+        if training:
+            statistics = all_unbiased(statistics, hidden)
         return self.output_layer(hidden), tuple(statistics)
 
     def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
         """Let the running statistics take one step towards those of a batch."""
-        for norm, used in zip(self.norms, statistics, strict=True):
-            norm.update(used, RUNNING_DECAY)
-
-    def _drop(self, hidden: tf.Tensor, seed: tf.Tensor | None, index: int) -> tf.Tensor:
-        if not self._dropout or seed is None:
-            return hidden
-        own = tf.random.experimental.stateless_fold_in(seed, index, alg="philox")
-        return tf.nn.experimental.stateless_dropout(
-            hidden, self._dropout, own, rng_alg="philox"
-        )
+        update_norms(self.norms, statistics)
 
     def slope(
         self, latent: tf.Tensor, step_index: tf.Tensor, scales: tf.Tensor

@@ -76,7 +76,7 @@ class ClassifierStage(LatentStage):
         super().__init__(encode, scale, network, optimizer, clip_norm=clip_norm)
         self.schedule = schedule
         self.n_steps = n_steps
-        self._gradients = tf.function(self.gradients, jit_compile=jit)
+        self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
 
     def train_step(
         self, batches: tuple[CellBatch, ...], seed: tf.Tensor

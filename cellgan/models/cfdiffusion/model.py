@@ -27,7 +27,7 @@ from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import ConfigError, SamplingError
 from cellgan.layers import scale_to_library_size
-from cellgan.layers.likelihoods import DrawnCounts
+from cellgan.layers.count_draws import DrawnCounts
 from cellgan.models.base import (
     Block,
     GeneratedCells,
@@ -126,14 +126,15 @@ class LatentDiffusion(ReconstructingModel):
         self._jit = jit
         self._jit_parts = jit_parts
         self._samplers: dict[Any, Callable[..., tf.Tensor]] = {}
-        self._decode_block = tf.function(self._decode)
+        self._decode_block = tf.function(self._decode, autograph=False)
         self._encode = tf.function(
             functools.partial(
                 autoencoder.encode, batch_statistics=config.reference_behaviour
             ),
             reduce_retracing=True,
+            autograph=False,
         )
-        self._gates = tf.function(network.gates, reduce_retracing=True)
+        self._gates = tf.function(network.gates, reduce_retracing=True, autograph=False)
         n_features = sum(m.n_features for m in autoencoder.modalities.values())
         self._block_size = block_size(n_features)
 
@@ -364,7 +365,9 @@ class LatentDiffusion(ReconstructingModel):
                     network, noise, noise_of, slope_of=slope_of, first=first
                 )
 
-            self._samplers[key] = tf.function(sample, jit_compile=self._jit)
+            self._samplers[key] = tf.function(
+                sample, jit_compile=self._jit, autograph=False
+            )
         return self._samplers[key]
 
     def _slope(

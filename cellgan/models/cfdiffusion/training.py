@@ -24,7 +24,7 @@ from cellgan.optimizers import WeightAverage
 from cellgan.sampling import NoiseSchedule, add_noise, drop_each_covariate
 
 
-class Draws(NamedTuple):
+class DiffusionDraws(NamedTuple):
     """What is random in one update of the denoiser."""
 
     noise: tf.Tensor
@@ -101,7 +101,7 @@ class DiffusionStage(LatentStage):
         self.average = average
         self.schedule = schedule
         self.recipe = recipe
-        self._gradients = tf.function(self.gradients, jit_compile=jit)
+        self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
 
     def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
         """Give latents the units of the recipe."""
@@ -119,7 +119,9 @@ class DiffusionStage(LatentStage):
         latents = batch.features[LATENT]
         return self.update(latents, self.draw(batch, latents, seed))
 
-    def update(self, latents: tf.Tensor, draws: Draws) -> Mapping[str, tf.Tensor]:
+    def update(
+        self, latents: tf.Tensor, draws: DiffusionDraws
+    ) -> Mapping[str, tf.Tensor]:
         """Update the weights and their average once, with given draws."""
         step = tf.convert_to_tensor(self.optimizer.iterations)
         loss, gradients = self._gradients(latents, draws)
@@ -148,7 +150,9 @@ class DiffusionStage(LatentStage):
         """Return the network, its average and optimizer, and the scale of latents."""
         return {**super().trackables(), "average": self.average}
 
-    def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
+    def draw(
+        self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor
+    ) -> DiffusionDraws:
         """Draw what one update needs."""
         seeds = [fold_in(seed, index) for index in range(3)]
         shape = tf.shape(latents)
@@ -165,9 +169,9 @@ class DiffusionStage(LatentStage):
                 self.recipe.unconditional_share,
                 self.recipe.dropping,
             )
-        return Draws(noise, step_index, codes)
+        return DiffusionDraws(noise, step_index, codes)
 
-    def losses(self, latents: tf.Tensor, draws: Draws) -> tf.Tensor:
+    def losses(self, latents: tf.Tensor, draws: DiffusionDraws) -> tf.Tensor:
         """Return the mean squared error of the noise of each cell, ``(n_cells,)``."""
         noisy = add_noise(self.schedule, latents, draws.noise, draws.step_index)
         found = self.network(
@@ -178,7 +182,7 @@ class DiffusionStage(LatentStage):
         return tf.reduce_mean((found - draws.noise) ** 2, axis=1)
 
     def gradients(
-        self, latents: tf.Tensor, draws: Draws
+        self, latents: tf.Tensor, draws: DiffusionDraws
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return the loss and its gradients."""
         with tf.GradientTape() as tape:

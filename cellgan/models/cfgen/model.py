@@ -26,7 +26,7 @@ import tensorflow as tf
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import DatasetManifest
-from cellgan.layers.likelihoods import DrawnCounts
+from cellgan.layers.count_draws import DrawnCounts
 from cellgan.models.base import (
     Block,
     GeneratedCells,
@@ -72,7 +72,7 @@ from cellgan.sampling.flow import CheckedSolver
 from cellgan.seeds import derive_seed
 
 
-class Draws(NamedTuple):
+class FlowDraws(NamedTuple):
     """What is random in one update of the flow."""
 
     noise: tf.Tensor
@@ -142,7 +142,7 @@ class FlowStage(LatentStage):
             autoencoder.encode, scale, network, optimizer, clip_norm=clip_norm
         )
         self.recipe = recipe
-        self._gradients = tf.function(self.gradients, jit_compile=jit)
+        self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
 
     def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
         """Standardise latents, unless the recipe leaves them."""
@@ -184,7 +184,7 @@ class FlowStage(LatentStage):
             **weight_histograms(self.network.trainable_variables, gradients),
         }
 
-    def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> Draws:
+    def draw(self, batch: CellBatch, latents: tf.Tensor, seed: tf.Tensor) -> FlowDraws:
         """Draw what one update needs; latents are paired here if they are to be."""
         seeds = [fold_in(seed, index) for index in range(4)]
         shape = tf.shape(latents)
@@ -202,9 +202,9 @@ class FlowStage(LatentStage):
                 self.recipe.unconditional_share,
                 "cell" if self.recipe.dropping == "per_cell" else "batch",
             )
-        return Draws(noise, jitter, time, codes)
+        return FlowDraws(noise, jitter, time, codes)
 
-    def path_point(self, latents: tf.Tensor, draws: Draws) -> Any:
+    def path_point(self, latents: tf.Tensor, draws: FlowDraws) -> Any:
         """Return where the paths to the latents are at the drawn times."""
         sigma = self.recipe.sigma
         if self.recipe.path == "transport":
@@ -215,7 +215,7 @@ class FlowStage(LatentStage):
         self,
         latents: tf.Tensor,
         library_size: Mapping[str, tf.Tensor],
-        draws: Draws,
+        draws: FlowDraws,
         seed: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor], tuple[Any, ...]]:
         """Return loss, gradients, and the statistics that units were normalised by."""
@@ -270,10 +270,14 @@ class LatentFlow(ReconstructingModel):
         self._strategy = tf.distribute.get_strategy()
         self._jit = jit
         self._solvers: dict[Any, CheckedSolver] = {}
-        self._decode_block = tf.function(self._decode)
-        self._encode = tf.function(autoencoder.encode, reduce_retracing=True)
-        self._condition = tf.function(network.condition, reduce_retracing=True)
-        self._draw_noise = tf.function(self._noise)
+        self._decode_block = tf.function(self._decode, autograph=False)
+        self._encode = tf.function(
+            autoencoder.encode, reduce_retracing=True, autograph=False
+        )
+        self._condition = tf.function(
+            network.condition, reduce_retracing=True, autograph=False
+        )
+        self._draw_noise = tf.function(self._noise, autograph=False)
         n_features = sum(m.n_features for m in autoencoder.modalities.values())
         self._block_size = block_size(n_features)
 

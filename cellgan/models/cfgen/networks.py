@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import keras
 import numpy as np
@@ -11,20 +10,22 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from cellgan.layers import (
-    BatchNormalization,
     BatchStatistics,
-    LayerNormalization,
     Linear,
     SizedLayer,
-    unbiased,
 )
 from cellgan.layers.covariate_embedding import CovariateEmbedding
+from cellgan.layers.stacks import (
+    Normalization,
+    all_unbiased,
+    drop_units,
+    normalizations,
+    normalize,
+    update_norms,
+)
 from cellgan.layers.time_embedding import LARGEST_ANGLE, sinusoidal_features
 from cellgan.sampling.guidance import weighted_sum
 from cellgan.seeds import derive_seed
-
-RUNNING_DECAY = 0.9
-"""Share of the old running statistics that an update of batch normalisation keeps."""
 
 
 class VelocityNet(SizedLayer):
@@ -84,7 +85,7 @@ class VelocityNet(SizedLayer):
         width: int = 64,
         n_embedding: int = 100,
         n_blocks: int = 3,
-        normalization: Literal["none", "layernorm", "batchnorm"] = "none",
+        normalization: Normalization = "none",
         dropout: float = 0.0,
         largest_angle: float = LARGEST_ANGLE,
         seed: int = 0,
@@ -136,7 +137,9 @@ class VelocityNet(SizedLayer):
             )
             for index in range(1, n_blocks + 1)
         ]
-        self.norms = _normalizations(normalization, 2 * n_blocks + 1, width, dtype)
+        self.norms = normalizations(
+            normalization, [width] * (2 * n_blocks + 1), dtype=dtype
+        )
         self.output_layer = self._linear("output", width, n_latent)
         self.build()
 
@@ -291,8 +294,7 @@ class VelocityNet(SizedLayer):
 
     def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
         """Let the running statistics take one step towards those of a batch."""
-        for norm, used in zip(self.norms, statistics, strict=False):
-            norm.update(used, RUNNING_DECAY)
+        update_norms(self.norms, statistics)
 
     def _hidden(
         self,
@@ -308,18 +310,16 @@ class VelocityNet(SizedLayer):
         def activate(index: int, units: tf.Tensor) -> tf.Tensor:
             """Normalise and activate units of any rank, as rows of one matrix."""
             rows = tf.reshape(units, (-1, self._width))
-            if self.norms and isinstance(self.norms[index], BatchNormalization):
-                rows, used = self.norms[index](rows, training=training)
-                if training:
-                    used = unbiased(used, tf.shape(rows)[0])
-                statistics.append(used)
-            elif self.norms:
-                rows = self.norms[index](rows)
+            rows, used = normalize(self.norms, index, rows, training=training)
+            statistics.extend(all_unbiased(used, rows) if training else used)
             return tf.nn.silu(rows)
 
         def by_branch(rows: tf.Tensor, n_branches: int) -> tf.Tensor:
             return tf.reshape(rows, (n_branches, -1, self._width))
 
+        if training and self._dropout and seed is None:
+            msg = "VelocityNet: training with dropout needs a seed."
+            raise ValueError(msg)
         n_branches = shifts.shape[0]
         of_block = tf.split(shifts, self._n_blocks, axis=2)
         hidden = self.input_layer(latent)[None]
@@ -329,7 +329,7 @@ class VelocityNet(SizedLayer):
             shifted = by_branch(rows, hidden.shape[0]) + of_block[index]
             rows = activate(2 * index + 1, shifted)
             if training and self._dropout:
-                rows = _drop_units(rows, self._dropout, seed, index)
+                rows = drop_units(rows, self._dropout, seed, index)
             hidden += by_branch(self.second_layers[index](rows), n_branches)
         rows = activate(2 * self._n_blocks, hidden)
         return by_branch(rows, hidden.shape[0]), tuple(statistics)
@@ -362,25 +362,3 @@ def _checked_ranges(
             )
             raise ValueError(message)
     return dict(ranges)
-
-
-def _normalizations(
-    kind: str, n_norms: int, width: int, dtype: str
-) -> list[BatchNormalization | LayerNormalization]:
-    if kind == "none":
-        return []
-    kinds = {"batchnorm": BatchNormalization, "layernorm": LayerNormalization}
-    return [
-        kinds[kind](width, name=f"norm_{index}", dtype=dtype)
-        for index in range(1, n_norms + 1)
-    ]
-
-
-def _drop_units(
-    rows: tf.Tensor, rate: float, seed: tf.Tensor | None, block: int
-) -> tf.Tensor:
-    if seed is None:
-        message = "VelocityNet: training with dropout needs a seed."
-        raise ValueError(message)
-    of_block = tf.random.experimental.stateless_fold_in(seed, block, alg="philox")
-    return tf.nn.experimental.stateless_dropout(rows, rate, of_block, rng_alg="philox")

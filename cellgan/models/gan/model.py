@@ -35,7 +35,7 @@ from cellgan.models.base import (
 )
 from cellgan.models.gan.config import GanConfig
 from cellgan.models.gan.networks import Critic, Generator
-from cellgan.models.gan.training import GanStage, Player, RealCells
+from cellgan.models.gan.training import BatchReader, GanStage, Player
 from cellgan.optimizers import make_optimizer
 from cellgan.seeds import derive_seed
 
@@ -79,7 +79,9 @@ class Gan(GenerativeModel):
         self._label = label
         self._make_stage = make_stage
         self._strategy = tf.distribute.get_strategy()
-        self._generate_block = tf.function(self._block, jit_compile=jit)
+        self._generate_block = tf.function(
+            self._block, jit_compile=jit, autograph=False
+        )
 
     def stages(self) -> tuple[TrainingStage, ...]:
         """Return the one stage, made at the first call."""
@@ -174,9 +176,9 @@ def _fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
-def _real_cells(manifest: DatasetManifest) -> RealCells:
+def _real_cells(manifest: DatasetManifest) -> BatchReader:
     is_scaled = manifest.record_values == "normalized"
-    return RealCells(
+    return BatchReader(
         label=manifest.label,
         ratios=manifest.label_ratios,
         library_size=None if is_scaled else manifest.target_library_size,

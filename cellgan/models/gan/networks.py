@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from cellgan.layers import (
-    BatchNormalization,
     BatchStatistics,
-    LayerNormalization,
     Linear,
     ReadOut,
     ReadOutKind,
@@ -24,7 +22,16 @@ from cellgan.layers import (
     one_hot,
     scale_to_library_size,
 )
+from cellgan.layers.stacks import (
+    Normalization,
+    dense_stack,
+    normalizations,
+    update_norms,
+)
 from cellgan.seeds import derive_seed
+
+GENERATOR_DECAY = 0.999
+"""Share of the old running statistics that an update keeps."""
 
 
 class Generated(NamedTuple):
@@ -63,7 +70,7 @@ class Generator(SizedLayer):
         widths: Sequence[int],
         n_categories: int | None = None,
         *,
-        normalization: Literal["batchnorm", "layernorm", "none"] = "batchnorm",
+        normalization: Normalization = "batchnorm",
         library_size: float | None = None,
         seed: int = 0,
         dtype: str = "float32",
@@ -84,7 +91,9 @@ class Generator(SizedLayer):
             )
             for index, n_inputs, n_outputs in _numbered_layers(widths[:-1])
         ]
-        self.norms = _normalizations(normalization, widths[1:-1], n_categories, dtype)
+        self.norms = normalizations(
+            normalization, widths[1:-1], n_categories, dtype=dtype
+        )
         n_last, n_genes = widths[-2:]
         self.last = Linear(
             n_last,
@@ -114,23 +123,21 @@ class Generator(SizedLayer):
             Normalise by the statistics of this batch; otherwise by the running ones.
         """
         categories = one_hot(codes, self._n_categories, self.variable_dtype)
-        hidden, statistics = noise, []
-        for index, linear in enumerate(self.linears):
-            hidden = linear(hidden)
-            if self.norms and isinstance(self.norms[index], BatchNormalization):
-                hidden, used = self.norms[index](hidden, categories, training=training)
-                statistics.append(used)
-            elif self.norms:
-                hidden = self.norms[index](hidden, categories)
-            hidden = tf.nn.relu(hidden)
+        hidden, statistics = dense_stack(
+            noise,
+            self.linears,
+            self.norms,
+            lambda units, _: tf.nn.relu(units),
+            categories=categories,
+            training=training,
+        )
         unscaled = tf.nn.relu(self.last(hidden))
         cells = scale_to_library_size(unscaled, self._library_size)
         return Generated(cells, unscaled, tuple(statistics))
 
     def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
         """Let the running statistics take one step towards those of a batch."""
-        for norm, used in zip(self.norms, statistics, strict=False):
-            norm.update(used)
+        update_norms(self.norms, statistics, GENERATOR_DECAY)
 
 
 class Critic(SizedLayer):
@@ -222,15 +229,3 @@ class Critic(SizedLayer):
 def _numbered_layers(widths: Sequence[int]) -> list[tuple[int, int, int]]:
     pairs = itertools.pairwise(widths)
     return [(index, *pair) for index, pair in enumerate(pairs, start=1)]
-
-
-def _normalizations(
-    kind: str, widths: Sequence[int], n_categories: int | None, dtype: str
-) -> list[SizedLayer]:
-    kinds = {"batchnorm": BatchNormalization, "layernorm": LayerNormalization}
-    if kind == "none":
-        return []
-    return [
-        kinds[kind](width, n_categories, name=f"norm_{index}", dtype=dtype)
-        for index, width in enumerate(widths, start=1)
-    ]

@@ -44,7 +44,7 @@ class Player:
 
 
 @dataclasses.dataclass(frozen=True)
-class RealCells:
+class BatchReader:
     """How a batch becomes expression and codes."""
 
     label: str
@@ -64,7 +64,7 @@ class RealCells:
         return expression, batch.covariates[self.label]
 
 
-class Draws(NamedTuple):
+class GanDraws(NamedTuple):
     """What is random in one update."""
 
     noise: tf.Tensor
@@ -127,7 +127,7 @@ class GanStage(TrainingStage):
         self,
         generator: Player,
         critic: Player,
-        real_cells: RealCells,
+        real_cells: BatchReader,
         *,
         penalty_weight: float,
         critic_iters: int,
@@ -138,9 +138,11 @@ class GanStage(TrainingStage):
         self.critic = critic
         self.real_cells = real_cells
         self.penalty_weight = penalty_weight
-        self._critic_gradients = tf.function(self.critic_gradients, jit_compile=jit)
+        self._critic_gradients = tf.function(
+            self.critic_gradients, jit_compile=jit, autograph=False
+        )
         self._generator_gradients = tf.function(
-            self.generator_gradients, jit_compile=jit
+            self.generator_gradients, jit_compile=jit, autograph=False
         )
 
     def train_step(
@@ -207,7 +209,7 @@ class GanStage(TrainingStage):
             "critic_optimizer": self.critic.optimizer,
         }
 
-    def draw(self, n_cells: tf.Tensor, seed: tf.Tensor) -> Draws:
+    def draw(self, n_cells: tf.Tensor, seed: tf.Tensor) -> GanDraws:
         """Draw what one update needs; categories fall as among the training cells."""
         generator = self.generator.network
         dtype = generator.variable_dtype
@@ -215,7 +217,7 @@ class GanStage(TrainingStage):
             (n_cells, 1), _fold_in(seed, 1), alg="philox"
         )
         boundaries = np.cumsum(self.real_cells.ratios)[:-1].astype(np.float32)
-        return Draws(
+        return GanDraws(
             noise=tf.random.stateless_normal(
                 (n_cells, generator.n_latent),
                 _fold_in(seed, 0),
@@ -229,7 +231,7 @@ class GanStage(TrainingStage):
         )
 
     def critic_inputs(
-        self, real: tf.Tensor, codes: tf.Tensor, draws: Draws, *, training: bool
+        self, real: tf.Tensor, codes: tf.Tensor, draws: GanDraws, *, training: bool
     ) -> tuple[CriticInputs, tuple[BatchStatistics, ...]]:
         """Generate the cells of one critic update.
 
@@ -264,7 +266,7 @@ class GanStage(TrainingStage):
         return CriticTerms(loss, penalty, real_scores, fake_scores)
 
     def critic_gradients(
-        self, real: tf.Tensor, codes: tf.Tensor, draws: Draws
+        self, real: tf.Tensor, codes: tf.Tensor, draws: GanDraws
     ) -> tuple[CriticTerms, list[tf.Tensor], tuple[BatchStatistics, ...]]:
         """Return the critic's loss, its gradients and `critic_inputs`' statistics."""
         inputs, statistics = self.critic_inputs(real, codes, draws, training=True)
@@ -272,7 +274,7 @@ class GanStage(TrainingStage):
             terms = self.critic_terms(inputs)
         return terms, tape.gradient(terms.loss, self.critic.weights), statistics
 
-    def generator_gradients(self, draws: Draws) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def generator_gradients(self, draws: GanDraws) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return the generator's loss and its gradients."""
         generator, critic = self.generator.network, self.critic.network
         with tf.GradientTape() as tape:

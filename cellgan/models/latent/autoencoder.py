@@ -65,7 +65,7 @@ class AutoencoderStage(TrainingStage):
         self._label = label
         self._clip_norm = clip_norm
         optimizer.build(network.trainable_variables)
-        self._gradients = tf.function(self.gradients, jit_compile=jit)
+        self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
 
     def initialize(self, cells: Callable[[], Iterable[CellBatch]]) -> None:
         """Take inverse dispersions from the moments of the cells."""

@@ -15,13 +15,7 @@ import keras
 import tensorflow as tf
 
 from cellgan.data.transforms import InputTransform, encoder_input
-from cellgan.layers import (
-    BatchNormalization,
-    BatchStatistics,
-    Linear,
-    SizedLayer,
-    unbiased,
-)
+from cellgan.layers import BatchStatistics, Linear, SizedLayer
 from cellgan.layers.likelihoods import (
     Bernoulli,
     CountDistribution,
@@ -29,10 +23,14 @@ from cellgan.layers.likelihoods import (
     Poisson,
     negative_binomial_softmax_loss,
 )
+from cellgan.layers.stacks import (
+    all_unbiased,
+    dense_stack,
+    normalizations,
+    update_norms,
+)
 from cellgan.seeds import derive_seed
 
-RUNNING_DECAY = 0.9
-"""Share of the old running statistics that an update keeps."""
 Likelihood = Literal["negative_binomial", "poisson", "bernoulli", "squared_error"]
 """How a modality is told from its reconstruction: by minus the log-likelihood of its
 counts, or by the squared error of what the encoder is given of them."""
@@ -138,10 +136,7 @@ class Mlp(SizedLayer):
             )
             for index in layers
         ]
-        self.norms = [
-            BatchNormalization(widths[index], name=f"norm_{index}", dtype=dtype)
-            for index in layers[:-1]
-        ]
+        self.norms = normalizations("batchnorm", widths[1:-1], dtype=dtype)
 
     def _make_weights(self) -> None:
         for layer in (*self.linears, *self.norms):
@@ -176,30 +171,24 @@ class Mlp(SizedLayer):
         -------
         The output, and the statistics used, those of a batch with unbiased variance.
         """
-        hidden, statistics = inputs, []
-        for index, (linear, norm) in enumerate(
-            zip(self.linears[:-1], self.norms, strict=True)
-        ):
-            units, used = norm(linear(hidden), training=training)
-            units = self._activate(units, index)
-            hidden = units + hidden if self._residual and index else units
-            if training:
-                used = unbiased(used, tf.shape(hidden)[0])
-                hidden = self._drop(hidden, seed, index)
-            statistics.append(used)
+        hidden, statistics = dense_stack(
+            inputs,
+            self.linears[:-1],
+            self.norms,
+            self._activate,
+            residual=self._residual,
+            dropout=self._dropout,
+            training=training,
+            seed=seed,
+        )
+        if training:
+            statistics = all_unbiased(statistics, hidden)
         return self.linears[-1](hidden), statistics
 
     def _activate(self, units: tf.Tensor, index: int) -> tf.Tensor:
         if self._activation == "elu":
             return tf.nn.elu(units)
         return tf.nn.relu(units) - self.slopes[index] * tf.nn.relu(-units)
-
-    def _drop(self, hidden: tf.Tensor, seed: tf.Tensor | None, index: int) -> tf.Tensor:
-        if not self._dropout:
-            return hidden
-        return tf.nn.experimental.stateless_dropout(
-            hidden, self._dropout, _fold_in(seed, index), rng_alg="philox"
-        )
 
 
 class CountAutoencoder(SizedLayer):
@@ -429,8 +418,7 @@ class CountAutoencoder(SizedLayer):
     def update_running_statistics(self, statistics: Sequence[BatchStatistics]) -> None:
         """Let the running statistics take one step towards those of a batch."""
         norms = [norm for network in self._networks for norm in network.norms]
-        for norm, used in zip(norms, statistics, strict=True):
-            norm.update(used, RUNNING_DECAY)
+        update_norms(norms, statistics)
 
     def _encode(
         self,
@@ -518,7 +506,9 @@ def _likelihood_of(likelihood: Likelihood, *, jit: bool) -> Callable[..., tf.Ten
     XLA makes it one pass over memory in place of some forty.
     """
     compute = functools.partial(_negative_log_likelihood, likelihood)
-    compiled: Callable[..., tf.Tensor] = tf.function(compute, jit_compile=jit)
+    compiled: Callable[..., tf.Tensor] = tf.function(
+        compute, jit_compile=jit, autograph=False
+    )
     return compiled
 
 

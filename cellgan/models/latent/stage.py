@@ -14,7 +14,7 @@ import tensorflow as tf
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA
 from cellgan.layers import SizedLayer
-from cellgan.layers.likelihoods import DrawnCounts
+from cellgan.layers.count_draws import DrawnCounts
 from cellgan.models.base import (
     Block,
     GeneratedCells,
@@ -101,7 +101,7 @@ class LatentStage(TrainingStage):
         self._scale = scale
         self._clip_norm = clip_norm
         optimizer.build(network.trainable_variables)
-        self._encode = tf.function(encode, reduce_retracing=True)
+        self._encode = tf.function(encode, reduce_retracing=True, autograph=False)
 
     def fit_scale(self, latents: npt.NDArray[np.float32]) -> None:
         """Fit the scale to the latents of all training cells, or leave it as it is."""

@@ -25,7 +25,8 @@ from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import ConfigError
-from cellgan.layers.likelihoods import CountDistribution, DrawnCounts
+from cellgan.layers.count_draws import DrawnCounts
+from cellgan.layers.likelihoods import CountDistribution
 from cellgan.models.base import (
     Block,
     GeneratedCells,
@@ -96,7 +97,9 @@ class LinearVae(ReconstructingModel):
         self._make_stage = make_stage
         self._strategy = tf.distribute.get_strategy()
         self._block_size = block_size(self._network.n_genes)
-        self._latent_means = tf.function(self._means, reduce_retracing=True)
+        self._latent_means = tf.function(
+            self._means, reduce_retracing=True, autograph=False
+        )
         self._made = tf.function(self._make, autograph=False)
         options: dict[str, Any] = {"jit_compile": jit, "autograph": False}
         self._at_mean = tf.function(self._reconstruct_mean, **options)

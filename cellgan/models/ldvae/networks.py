@@ -30,10 +30,12 @@ from cellgan.layers.likelihoods import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+from cellgan.layers.stacks import dense_stack, normalizations, update_norms
 from cellgan.seeds import derive_seed
 
-NORMALIZATION_EPSILON = 1e-3
-RUNNING_DECAY = 0.99
+VAE_EPSILON = 1e-3
+"""Added to variances in batch normalisation, as in scvi-tools."""
+VAE_DECAY = 0.99
 """Share of the old running statistics that an update keeps."""
 SMALLEST_VARIANCE = 1e-4
 """Added to variances of posteriors."""
@@ -122,13 +124,12 @@ class Encoder(SizedLayer):
             linear(n_inputs, n_outputs, f"layer_{index}")
             for index, (n_inputs, n_outputs) in enumerate(hidden, 1)
         ]
-        self.norms = [
-            BatchNormalization(
-                width, epsilon=NORMALIZATION_EPSILON, name=f"norm_{index}", dtype=dtype
-            )
-            for index, width in enumerate(widths[1:-1], 1)
-            if use_batch_norm
-        ]
+        self.norms = normalizations(
+            "batchnorm" if use_batch_norm else "none",
+            widths[1:-1],
+            epsilon=VAE_EPSILON,
+            dtype=dtype,
+        )
         self.mean = linear(widths[-2], widths[-1], "mean")
         self.log_variance = linear(widths[-2], widths[-1], "log_variance")
 
@@ -168,21 +169,15 @@ class Encoder(SizedLayer):
         self, inputs: tf.Tensor, *, training: bool, seed: tf.Tensor | None
     ) -> tuple[tf.Tensor, list[BatchStatistics]]:
         """Return the last hidden layer, and the statistics used."""
-        hidden, statistics = inputs, []
-        for index, linear in enumerate(self.linears):
-            hidden = linear(hidden)
-            if self.norms:
-                hidden, used = self.norms[index](hidden, training=training)
-                statistics.append(used)
-            hidden = tf.nn.relu(hidden)
-            if training and self._dropout:
-                own = tf.random.experimental.stateless_fold_in(
-                    seed, index, alg="philox"
-                )
-                hidden = tf.nn.experimental.stateless_dropout(
-                    hidden, self._dropout, own, rng_alg="philox"
-                )
-        return hidden, statistics
+        return dense_stack(
+            inputs,
+            self.linears,
+            self.norms,
+            lambda units, _: tf.nn.relu(units),
+            dropout=self._dropout,
+            training=training,
+            seed=seed,
+        )
 
 
 class LinearDecoder(SizedLayer):
@@ -232,7 +227,7 @@ class LinearDecoder(SizedLayer):
             for part in ("kernel", "bias")
         }
         self.norm = (
-            BatchNormalization(n_genes, epsilon=NORMALIZATION_EPSILON, name="norm")
+            BatchNormalization(n_genes, epsilon=VAE_EPSILON, name="norm")
             if use_batch_norm
             else None
         )
@@ -269,7 +264,7 @@ class LinearDecoder(SizedLayer):
         covariance = tf.matmul(centered, centered, transpose_a=True) / n_cells
         kernel = tf.convert_to_tensor(self.kernel)
         variance = tf.reduce_sum(kernel * tf.matmul(covariance, kernel), axis=0)
-        gain = self.norm.scale * tf.math.rsqrt(variance + NORMALIZATION_EPSILON)
+        gain = self.norm.scale * tf.math.rsqrt(variance + VAE_EPSILON)
         logits = tf.matmul(centered, kernel * gain) + self.norm.offset
         mean = tf.matmul(center, kernel)[0] + bias
         return logits, [BatchStatistics(mean, variance)]
@@ -285,7 +280,7 @@ class LinearDecoder(SizedLayer):
         """Return what the normalisation multiplies the logits of each gene by."""
         if self.norm is None:
             return tf.ones(self._shape[1:])
-        root = tf.math.rsqrt(self.norm.moving_variance + NORMALIZATION_EPSILON)
+        root = tf.math.rsqrt(self.norm.moving_variance + VAE_EPSILON)
         return self.norm.scale * root
 
     def loadings(self) -> tf.Tensor:
@@ -550,6 +545,6 @@ class VaeNetwork(SizedLayer):
             for part in (self.decoder, self.zero_decoder)
             if part is not None and part.norm is not None
         ]
-        for norm, used in zip(norms, statistics, strict=True):
-            kept = unbiased(used, n_cells) if self._keeps_unbiased else used
-            norm.update(kept, RUNNING_DECAY)
+        if self._keeps_unbiased:
+            statistics = [unbiased(used, n_cells) for used in statistics]
+        update_norms(norms, statistics, VAE_DECAY)

@@ -289,7 +289,7 @@ class VaeStage(TrainingStage):
         self.warm_up = warm_up
         self._clip_norm = clip_norm
         optimizer.build(self.network.trainable_variables)
-        self._gradients = tf.function(self.gradients, jit_compile=jit)
+        self._gradients = tf.function(self.gradients, jit_compile=jit, autograph=False)
 
     def initialize(self, cells: Callable[[], Iterable[CellBatch]]) -> None:
         """Take levels and dispersions of genes from the cells, if they start there."""

@@ -172,3 +172,10 @@ def assert_close(
     """Compare with a tolerance that is relative to the largest expected value."""
     limit = tolerance * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
+
+
+def strided_steps(n_steps: int, n_kept: int) -> np.ndarray:
+    """Return every so many-th step, as the original respaces for DDIM."""
+    strides = range(1, n_steps)
+    stride = next(i for i in strides if len(range(0, n_steps, i)) == n_kept)
+    return np.arange(0, n_steps, stride)

@@ -6,7 +6,11 @@ import tensorflow as tf
 
 from cellgan.data.batches import CellBatch
 from cellgan.models.cfdiffusion.networks import Denoiser
-from cellgan.models.cfdiffusion.training import DiffusionRecipe, DiffusionStage, Draws
+from cellgan.models.cfdiffusion.training import (
+    DiffusionDraws,
+    DiffusionRecipe,
+    DiffusionStage,
+)
 from cellgan.models.latent.stage import LATENT, LatentScale
 from cellgan.optimizers import LinearDecay, WeightAverage, adamw
 from cellgan.sampling import NoiseSchedule, linear_betas
@@ -83,7 +87,7 @@ class StoredSteps:
             for start, (name, of_cells) in zip(first, codes.items(), strict=False):
                 own = mask[np.arange(len(mask)), start + of_cells.numpy()] == 1
                 shown[name] = tf.where(own, null_codes[name], of_cells)
-            draws = Draws(
+            draws = DiffusionDraws(
                 tf.constant(stored["noise_float64"][index], tf.float32),
                 tf.constant(stored["t"][index], tf.int32),
                 shown,

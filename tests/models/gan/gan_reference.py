@@ -11,7 +11,7 @@ import tensorflow as tf
 from cellgan.layers import scale_to_library_size
 from cellgan.models.gan import losses
 from cellgan.models.gan.networks import Critic, Generator
-from cellgan.models.gan.training import Draws, GanStage, Player, RealCells
+from cellgan.models.gan.training import BatchReader, GanDraws, GanStage, Player
 from cellgan.optimizers import GeometricDecay, adam
 
 READ_OUTS = {"cond": "per_category", "cond_proj": "projection", "uncond": "plain"}
@@ -44,8 +44,8 @@ class Reference:
         return {k: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     @property
-    def draws(self) -> Draws:
-        return Draws(
+    def draws(self) -> GanDraws:
+        return GanDraws(
             tf.constant(self["in/z"]),
             tf.constant(self["in/fake_labels"], tf.int32),
             tf.constant(self["in/alpha"]),
@@ -94,7 +94,7 @@ class Reference:
         return GanStage(
             Player(generator, self.optimizer(rate)),
             Player(self.critic(version), self.optimizer(rate)),
-            RealCells("cluster", self["in/clusters_ratios"][0], None),
+            BatchReader("cluster", self["in/clusters_ratios"][0], None),
             penalty_weight=float(self["config/lambd"]),
             critic_iters=5,
             jit=False,

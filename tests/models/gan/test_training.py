@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cellgan.data.batches import CellBatch
 from cellgan.models.gan import losses
-from cellgan.models.gan.training import RealCells
+from cellgan.models.gan.training import BatchReader
 from cellgan.training.checkpoints import StageCheckpoint
 from tests.models.gan.gan_reference import Reference
 from tests.models.gan.gan_stages import (
@@ -265,13 +265,13 @@ def test_counts_are_scaled_like_the_reference_scales_them(reference_dir: Path):
         {"cluster": tf.constant(reference["in/real_labels"], tf.int32)},
     )
     library_size = int(reference["config/output_LSN"])
-    expression, _ = RealCells("cluster", np.ones(3) / 3, library_size).read(batch)
+    expression, _ = BatchReader("cluster", np.ones(3) / 3, library_size).read(batch)
     np.testing.assert_allclose(expression, reference["in/real_cells"], rtol=1e-12)
 
 
 def test_scaled_records_are_used_as_they_are():
     batch = make_batch()
-    expression, codes = RealCells("cluster", np.ones(3) / 3, None).read(batch)
+    expression, codes = BatchReader("cluster", np.ones(3) / 3, None).read(batch)
     np.testing.assert_array_equal(expression, batch.features["rna"])
     np.testing.assert_array_equal(codes, batch.covariates["cluster"])
 

@@ -22,7 +22,7 @@ from cellgan.layers.likelihoods import (
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest
 from cellgan.models.ldvae.networks import (
-    NORMALIZATION_EPSILON,
+    VAE_EPSILON,
     LinearDecoder,
     Posterior,
     VaeNetwork,
@@ -193,7 +193,7 @@ class TestNetworks:
         decoder.build()
         decoder.norm.scale.assign(np.linspace(0.5, 2, N_GENES))
         decoder.norm.offset.assign(np.linspace(-1, 1, N_GENES))
-        plain = BatchNormalization(N_GENES, epsilon=NORMALIZATION_EPSILON)
+        plain = BatchNormalization(N_GENES, epsilon=VAE_EPSILON)
         plain.build()
         plain.scale.assign(decoder.norm.scale)
         plain.offset.assign(decoder.norm.offset)
