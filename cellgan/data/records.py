@@ -299,14 +299,13 @@ def open_shards(
     ------
     DataError
         If a file cannot be written, for example because the disk is full.
-    OSError
-        If it cannot be closed.
     """
     with contextlib.ExitStack() as stack:
-        opened = {}
+        opened, closing = {}, {}
         for file in files:
+            closing[file] = stack.enter_context(contextlib.ExitStack())
             with _writing(folder / file):
-                opened[file] = stack.enter_context(open_records(folder / file))
+                opened[file] = closing[file].enter_context(open_records(folder / file))
 
         def append_to(file: str) -> Callable[[CellRecords], None]:
             def append(cells: CellRecords) -> None:
@@ -316,6 +315,9 @@ def open_shards(
             return append
 
         yield {file: append_to(file) for file in files}
+        for file in files:
+            with _writing(folder / file):  # what is left in buffers is written now
+                closing[file].close()
 
 
 def split_files(folder: Path, manifest: DatasetManifest, split: str) -> list[Path]:

@@ -8,9 +8,8 @@ together.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from cellgan.errors import DataError
 from preprocessing.annotations import require_column
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.readers.restricted_pickle import read_pickled_table
-from preprocessing.readers.rows import Mask, StoredRows
+from preprocessing.readers.rows import JoinedRows, StoredRows
 from preprocessing.sparse_blocks import UnsuitableValueError, assemble
 
 UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
@@ -31,49 +30,8 @@ MATRIX = ".npz"
 SHOWN_SIZES = 5
 
 
-class Chunk(NamedTuple):
-    """A matrix in a file of its own."""
-
-    path: Path
-    n_cells: int
-    n_features: int
-
-    def read(self, *, counts: bool) -> sp.csr_matrix:
-        """Read the matrix: canonical CSR, float32.
-
-        Parameters
-        ----------
-        counts
-            Whether all values must be integers.
-
-        Raises
-        ------
-        DataError
-            If it is damaged, or a value is negative, not finite or no count.
-        """
-        try:
-            matrix = sp.csr_matrix(sp.load_npz(self.path), dtype=np.float32)
-            return assemble(
-                iter([matrix]),
-                self.n_cells,
-                integers=counts,
-                description=f"read {self.path.name}",
-                unit="cells",
-            )
-        except UnsuitableValueError as error:
-            needed = "non-negative integers" if counts else "finite and not negative"
-            msg = (
-                f"{self.path}: holds {error.value:g} (cell {error.row}, gene "
-                f"{error.column}, counted from 0). Values must be {needed}"
-                + (", or set input_ds.counts to false." if counts else ".")
-            )
-            raise DataError(msg) from None
-        except UNREADABLE as error:
-            raise _damaged(self.path, error) from error
-
-
-class ChunkedRows(StoredRows):
-    """Matrices of chunks one below the other; a chunk is a block.
+class Chunk(StoredRows):
+    """A matrix in a file of its own, read whole: canonical CSR, float32.
 
     Parameters
     ----------
@@ -81,39 +39,50 @@ class ChunkedRows(StoredRows):
         Whether all values must be integers.
     is_binary
         Whether a value says no more than that it is not zero.
+
+    Raises
+    ------
+    DataError
+        If it is damaged; when it is read, also if a value is negative, not finite or no
+        count.
     """
 
-    def __init__(
-        self, chunks: Sequence[Chunk], *, counts: bool, is_binary: bool = False
-    ) -> None:
-        self.chunks = chunks
-        self._ends = np.cumsum([0, *(chunk.n_cells for chunk in chunks)]).tolist()
-        super().__init__(self._ends[-1], chunks[0].n_features)
+    def __init__(self, path: Path, *, counts: bool, is_binary: bool = False) -> None:
+        n_cells, n_features = _shape(path)
+        super().__init__(n_cells, n_features, max(n_cells, 1))
+        self.path = path
         self._counts = counts
         self._is_binary = is_binary
 
-    def ranges(self, wanted: Mask | None = None) -> Iterator[slice]:
-        """Yield the chunks with wanted cells, whole."""
-        for rows in map(slice, self._ends, self._ends[1:]):
-            if wanted is None or wanted[rows].any():
-                yield rows
-
     def read(self, rows: slice) -> sp.csr_matrix:
-        """Return rows, of one chunk or of several."""
-        blocks = []
-        for chunk, start in zip(self.chunks, self._ends, strict=False):
-            first, stop = (
-                max(rows.start - start, 0),
-                min(rows.stop - start, chunk.n_cells),
-            )
-            if first < stop:
-                block = chunk.read(counts=self._counts)
-                is_whole = stop - first == chunk.n_cells
-                blocks.append(block if is_whole else block[first:stop])
-        matrix = blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
+        """Return rows of the file, which is read and checked as a whole."""
+        matrix = self._read()
         if self._is_binary:
             matrix.data[:] = 1
-        return matrix
+        is_whole = rows.start == 0 and rows.stop == self.n_cells
+        return matrix if is_whole else matrix[rows]
+
+    def _read(self) -> sp.csr_matrix:
+        try:
+            matrix = sp.csr_matrix(sp.load_npz(self.path), dtype=np.float32)
+            return assemble(
+                iter([matrix]),
+                self.n_cells,
+                integers=self._counts,
+                description=f"read {self.path.name}",
+                unit="cells",
+            )
+        except UnsuitableValueError as error:
+            is_count = self._counts
+            needed = "non-negative integers" if is_count else "finite and not negative"
+            msg = (
+                f"{self.path}: holds {error.value:g} (cell {error.row}, gene "
+                f"{error.column}, counted from 0). Values must be {needed}"
+                + (", or set input_ds.counts to false." if is_count else ".")
+            )
+            raise DataError(msg) from None
+        except UNREADABLE as error:
+            raise _damaged(self.path, error) from error
 
 
 def read_chunks(
@@ -133,11 +102,10 @@ def read_chunks(
     """
     matrices, tables = find_chunks(parameters, chunks)
     genes = read_genes(chunks, matrices[0].n_features)
-    rows = ChunkedRows(matrices, counts=parameters.counts)
     return CellSource(
         read_tables(matrices, tables, columns),
         pd.DataFrame(index=pd.Index(genes, dtype=object)),
-        rows,
+        JoinedRows(matrices),
         f"{len(matrices)} chunks",
     )
 
@@ -153,9 +121,12 @@ def read_peak_chunks(
         If there are none, or they have other numbers of cells.
     """
     key = "atac.raw_input"
-    chunks = [Chunk(path, *_shape(path)) for path in _matching(pattern, key)]
+    chunks = [
+        Chunk(path, counts=counts, is_binary=is_binary)
+        for path in _matching(pattern, key)
+    ]
     _check_features(chunks, "peaks")
-    of_rna = rna.rows.chunks if isinstance(rna.rows, ChunkedRows) else ()
+    of_rna = rna.rows.parts if isinstance(rna.rows, JoinedRows) else ()
     sizes, expected = ([chunk.n_cells for chunk in each] for each in (chunks, of_rna))
     if sizes != expected:
         msg = (
@@ -168,7 +139,7 @@ def read_peak_chunks(
     return CellSource(
         pd.DataFrame(index=rna.obs.index),
         pd.DataFrame(index=pd.Index(names, dtype=object)),
-        ChunkedRows(chunks, counts=counts, is_binary=is_binary),
+        JoinedRows(chunks),
         f"{len(chunks)} chunks",
     )
 
@@ -192,7 +163,7 @@ def find_chunks(
             "Give every matrix its table."
         )
         raise DataError(msg)
-    opened = [Chunk(path, *_shape(path)) for path in matrices]
+    opened = [Chunk(path, counts=parameters.counts) for path in matrices]
     _check_features(opened, "genes")
     return opened, tables
 

@@ -187,13 +187,13 @@ class JoinedRows(StoredRows):
 
     def __init__(self, parts: Sequence[StoredRows]) -> None:
         super().__init__(sum(part.n_cells for part in parts), parts[0].n_features)
-        self._parts = parts
-        self._starts = np.cumsum([0, *(part.n_cells for part in parts)]).tolist()
+        self.parts = parts
+        self._starts = np.cumsum([0, *(part.n_cells for part in parts[:-1])]).tolist()
 
     def read(self, rows: slice) -> sp.csr_matrix:
         """Return rows of one part or of several."""
         blocks = []
-        for part, start in zip(self._parts, self._starts, strict=False):
+        for part, start in zip(self.parts, self._starts, strict=True):
             mine = slice(
                 max(rows.start - start, 0), min(rows.stop - start, part.n_cells)
             )
@@ -207,7 +207,7 @@ class JoinedRows(StoredRows):
         wanted: Mask | None = None,
     ) -> Iterator[tuple[slice, Result]]:
         """Yield what a function makes of the blocks of every part."""
-        for part, start in zip(self._parts, self._starts, strict=False):
+        for part, start in zip(self.parts, self._starts, strict=True):
             mine = None if wanted is None else wanted[start : start + part.n_cells]
             for rows, result in part.map_blocks(function, mine):
                 yield slice(start + rows.start, start + rows.stop), result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -163,12 +164,24 @@ def test_the_same_cells_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
         assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
-def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "train-7.tfrecords").mkdir()
+def folder_in_the_way(folder: Path) -> None:
+    (folder / "train-7.tfrecords").mkdir()
 
-    with pytest.raises(
-        DataError, match=r"train-7.tfrecords: cannot be written: Is a d"
-    ):
+
+def full_disk(folder: Path) -> None:
+    """So few bytes are written when the file is closed."""
+    (folder / "train-7.tfrecords").symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [(folder_in_the_way, "Is a d"), (full_disk, "No space")]
+)
+def test_file_that_cannot_be_written_is_named(
+    tmp_path: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(tmp_path)
+    expected = rf"train-7.tfrecords: cannot be written: {reason}"
+    with pytest.raises(DataError, match=expected):
         write_tfrecords(
             CellSource.of_anndata(
                 annotated_cells(n_cells=40, n_genes=20, n_valid=5, n_test=5)
