@@ -18,6 +18,12 @@ def reference_folder() -> Path:
     return Path(os.environ.get("CELLGAN_REFERENCE_DIR", default))
 
 
+def stored_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of a file, which is closed again."""
+    with np.load(path) as stored:
+        return dict(stored)
+
+
 @functools.cache
 def stored_config(file: str) -> dict[str, Any]:
     """Return the sizes that a file states."""

@@ -27,6 +27,7 @@ from cellgan.data.records import RecordSchema, read_shard, split_files
 from cellgan.errors import DataError
 from tests.data.test_records import manifest_of_reference
 from tests.records_folder import RecordsFolder, make_records, write_shard
+from tests.stored import stored_arrays
 
 SOURCES = ("memory", "disk")
 each_source = pytest.mark.parametrize("source", SOURCES)
@@ -355,7 +356,7 @@ def test_folder_of_the_reference_is_trained_and_evaluated_on(
     reference_dir: Path, source
 ) -> None:
     folder = reference_dir / "scgan_TF_records"
-    expected = np.load(folder / "expected.npz")
+    expected = stored_arrays(folder / "expected.npz")
     manifest = manifest_of_reference(expected)
     is_train, is_valid = (expected["split"] == split for split in ("train", "valid"))
 

@@ -29,6 +29,7 @@ from cellgan.errors import DataError
 from cellgan.experiment import reference_manifest
 from tests.manifests import make_manifest
 from tests.records_folder import write_records, write_shard
+from tests.stored import stored_arrays
 
 N_GENES = 2**14 + 100
 N_PEAKS = 2**14 + 200
@@ -267,7 +268,7 @@ def test_feature_that_is_not_needed_is_ignored() -> None:
 
 def test_folder_of_the_reference_is_read_exactly(reference_dir: Path) -> None:
     folder = reference_dir / "scgan_TF_records"
-    expected = np.load(folder / "expected.npz")
+    expected = stored_arrays(folder / "expected.npz")
     manifest = manifest_of_reference(expected)
     rows = {barcode: row for row, barcode in enumerate(expected["barcode"])}
 

@@ -39,7 +39,7 @@ def aucs(parts, spoil) -> dict[str, float]:
     compared = comparison(training, held_out, spoil(generated))
     sides = make_sides(compared, compared.modalities["rna"], seed=0)
     pair = make_pair(sides.held_out, sides.generated, sides.frame, 0)
-    found = classifiers.classifiers_metrics(pair)
+    found = classifiers.auc_metrics(pair, classifiers.fit_out_of_fold(pair))
     return {name: float(draws[0]) for name, draws in found.items()}
 
 

@@ -60,7 +60,7 @@ def in_their_names(
         if path in ours:
             values[places] = np.asarray(ours[path])
     theirs = {name: values[places] for name, places in positions.items()}
-    return {name: of for name, of in theirs.items() if not np.isnan(of).any()}
+    return {name: array for name, array in theirs.items() if not np.isnan(array).any()}
 
 
 def below_places(

@@ -42,14 +42,16 @@ from tests.sampling.test_noise_schedules import TABLES
 
 FILE = "cfdiffusion.npz"
 N_CELLS, N_LATENT, N_GENES, T, N_STEPS, INTERVAL = 5, 8, 37, 120, 25, 3
-WIDTHS, LAYERS, CLASSIFIER = [24, 14, 10], [20, 20], [12, 9]
+WIDTHS, LAYERS = [24, 14, 10], [20, 20]
+CLASSIFIER = [12, 9, 7]
+"""As many as the original always has."""
 STRENGTHS, SAMPLING_STRENGTH, SCALE = (0.8, 1.5), 0.8, 3
 LONG_CACHES = {
     "uniform7": tables.even_full_steps,
     "nonuniform7": tables.uneven_full_steps,
 }
 RATE, DECAY = 3e-4, 0.02
-CASES = {"single": [4], "multi": [2, 5]}
+CASES = {"single": [4], "multi": [2, 6]}
 CONFIG = {
     "latent": N_LATENT,
     "hidden": WIDTHS,
@@ -126,7 +128,7 @@ def classifier_shapes() -> Shapes:
 
 def write_cfdiffusion(folder: Path) -> None:
     path = folder / FILE
-    arrays = of_schedules() | of_steps() | of_metrics() | inputs()
+    arrays = schedule_tables() | single_steps() | metric_arrays() | inputs()
     for name, shapes in {
         "ae": autoencoder_shapes(),
         "classifier": classifier_shapes(),
@@ -136,13 +138,19 @@ def write_cfdiffusion(folder: Path) -> None:
         arrays |= prefixed(f"weights/{name}/", drawn(shapes))
     save(path, arrays, CONFIG)
     reference = DiffusionReference(folder)
-    found = of_autoencoder(reference) | of_classifier(reference) | of_long(reference)
+    results = (
+        autoencoder_outputs(reference)
+        | classifier_outputs(reference)
+        | long_runs(reference)
+    )
     for case in CASES:
-        found |= prefixed(f"out/denoiser_{case}/", of_denoiser(reference, case))
-        found |= prefixed(f"out/denoiser_{case}/cache/", of_cache(reference, case))
-        found |= prefixed(f"out/loss/{case}/", of_losses(reference, case))
-        found |= prefixed(f"out/sample/{case}/", of_runs(reference, case))
-    save(path, arrays | {k: np.asarray(v) for k, v in found.items()}, CONFIG)
+        results |= prefixed(f"out/denoiser_{case}/", denoiser_outputs(reference, case))
+        results |= prefixed(
+            f"out/denoiser_{case}/cache/", cache_outputs(reference, case)
+        )
+        results |= prefixed(f"out/loss/{case}/", loss_outputs(reference, case))
+        results |= prefixed(f"out/sample/{case}/", respaced_runs(reference, case))
+    save(path, arrays | {k: np.asarray(v) for k, v in results.items()}, CONFIG)
 
 
 def labels(case: str, n_cells: int, seed: int) -> np.ndarray:
@@ -189,22 +197,22 @@ def inputs() -> Arrays:
     }
     for seed, (run, n_steps) in enumerate(runs.items(), start=58):
         n_cells = 3 if run == f"T{T}" else N_CELLS
-        of_run = {
+        run_arrays = {
             "init": normal(seed, n_cells, N_LATENT),
             "noise_by_executed_step": normal(70 + seed, n_steps, n_cells, N_LATENT),
             "y": labels("multi" if run == "multi" else "single", n_cells, seed),
         }
-        arrays |= prefixed(f"in/sample/{run}/", of_run)
-    of_classifier = {
+        arrays |= prefixed(f"in/sample/{run}/", run_arrays)
+    classifier_outputs = {
         "x": normal(65, *rows),
         "t": rng.integers(0, T, N_CELLS),
         "y": labels("single", N_CELLS, 66),
         "y_second": labels("single", N_CELLS, 67),
     }
-    return arrays | prefixed("in/classifier/", of_classifier)
+    return arrays | prefixed("in/classifier/", classifier_outputs)
 
 
-def of_schedules() -> Arrays:
+def schedule_tables() -> Arrays:
     def respaced(steps: np.ndarray) -> NoiseSchedule:
         return WHOLE.respaced(steps)
 
@@ -214,37 +222,43 @@ def of_schedules() -> Arrays:
         "respaced_6-7-8-9": respaced(tables.spaced_steps(T, (6, 7, 8, 9))),
         "respaced_ddim30": respaced(strided_steps(T, 30)),
     }
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "cosine90/betas": tables.cosine_betas(90),
         "linear60_unscaled/betas": linear_betas(60),
         "linear60_scaled_by_1000_over_T/betas": linear_betas(60, scaled=True),
     }
     for name, schedule in schedules.items():
-        found[f"{name}/timestep_map"] = schedule.original_steps
-        found |= {f"{name}/{k}": getattr(schedule, of) for k, of in TABLES.items()}
+        results[f"{name}/timestep_map"] = schedule.original_steps
+        results |= {
+            f"{name}/{k}": getattr(schedule, table) for k, table in TABLES.items()
+        }
         log_noise = np.log(1 - schedule.kept)
-        found[f"{name}/log_one_minus_alphas_cumprod"] = log_noise
-    found = prefixed("out/diffusion/", found)
+        results[f"{name}/log_one_minus_alphas_cumprod"] = log_noise
+    results = prefixed("out/diffusion/", results)
     for n_steps, interval in ((T, 4), (T, 7), (80, 3)):
         steps = tables.even_full_steps(n_steps, interval)
-        found[f"out/cache/uniform/T{n_steps}_interval{interval}"] = steps
+        results[f"out/cache/uniform/T{n_steps}_interval{interval}"] = steps
         for centre in (20, 45):
             key = f"T{n_steps}_interval{interval}_center{centre}_pow1.5/full_steps"
             steps = tables.uneven_full_steps(n_steps, interval, centre=centre)
-            found[f"out/cache/nonuniform/{key}"] = steps
+            results[f"out/cache/nonuniform/{key}"] = steps
     flags = {f"T{N_STEPS}_uniform{INTERVAL}": (SHORT, tables.even_full_steps, INTERVAL)}
-    flags |= {f"T{T}_{name}": (WHOLE, of, 7) for name, of in LONG_CACHES.items()}
+    flags |= {
+        f"T{T}_{name}": (WHOLE, choose, 7) for name, choose in LONG_CACHES.items()
+    }
     for name, (schedule, choose, interval) in flags.items():
         n_steps = len(schedule)
         sampler = Sampler(schedule, full_steps=choose(n_steps, interval))
-        found[f"out/sample/exec_full_flags_{name}"] = sampler.is_full(n_steps - 1)[::-1]
-    return found
+        results[f"out/sample/exec_full_flags_{name}"] = sampler.is_full(n_steps - 1)[
+            ::-1
+        ]
+    return results
 
 
-def of_steps() -> Arrays:
+def single_steps() -> Arrays:
     """Make single steps of the diffusion."""
     rows = (N_CELLS, N_LATENT)
-    given = {
+    entries = {
         name: tf.constant(normal(seed, N_CELLS, n))
         for seed, (name, n) in enumerate(
             {
@@ -257,10 +271,10 @@ def of_steps() -> Arrays:
             start=80,
         )
     }
-    t = given["t"] = tf.constant([0, 1, 40, T // 2, T - 2])
-    noisy = steps_of.add_noise(WHOLE, given["x0"], given["noise"], t)
-    posterior, ones = steps_of.posterior(WHOLE, given["x0"], noisy, t), tf.ones(rows)
-    found: dict[str, Any] = {
+    t = entries["t"] = tf.constant([0, 1, 40, T // 2, T - 2])
+    noisy = steps_of.add_noise(WHOLE, entries["x0"], entries["noise"], t)
+    posterior, ones = steps_of.posterior(WHOLE, entries["x0"], noisy, t), tf.ones(rows)
+    results: dict[str, Any] = {
         "q_sample": noisy,
         "q_posterior/mean": posterior.mean,
         "q_posterior/variance": posterior.variance * ones,
@@ -268,9 +282,9 @@ def of_steps() -> Arrays:
     }
     for variance in ("fixed_large", "fixed_small", "learned_range"):
         suffix = "_learned" if variance == "learned_range" else ""
-        output = given[f"model_output{suffix}"]
+        output = entries[f"model_output{suffix}"]
         step = steps_of.interpret(WHOLE, output, noisy, t, variance=variance)
-        found |= prefixed(
+        results |= prefixed(
             f"p_mean_variance/eps/{variance}/noclip/",
             {
                 "pred_xstart": step.latent,
@@ -280,19 +294,19 @@ def of_steps() -> Arrays:
             },
         )
     step, noise = (
-        steps_of.interpret(WHOLE, given["model_output"], noisy, t),
-        given["step_noise"],
+        steps_of.interpret(WHOLE, entries["model_output"], noisy, t),
+        entries["step_noise"],
     )
-    found["ddpm_step/nw0.5/sample"] = steps_of.ddpm_step(step.cleaner, noise, t)
+    results["ddpm_step/nw0.5/sample"] = steps_of.ddpm_step(step.cleaner, noise, t)
     for eta in (0.0, 0.6):
         made = steps_of.ddim_step(
             WHOLE, step.latent, noisy, t, eta=eta, noise=noise if eta else None
         )
-        found[f"ddim_step/eta{eta}/sample"] = made
-    return prefixed("in/diffusion/", given) | prefixed("out/diffusion/", found)
+        results[f"ddim_step/eta{eta}/sample"] = made
+    return prefixed("in/diffusion/", entries) | prefixed("out/diffusion/", results)
 
 
-def of_autoencoder(reference: DiffusionReference) -> Arrays:
+def autoencoder_outputs(reference: DiffusionReference) -> Arrays:
     def theirs(network) -> Arrays:
         values = {weight.path: weight.numpy() for weight in network.weights}
         translate = below_places(
@@ -300,7 +314,7 @@ def of_autoencoder(reference: DiffusionReference) -> Arrays:
         )
         return in_their_names(autoencoder_shapes(), translate, values)
 
-    x, found = tf.constant(reference["in/ae/x"]), {}
+    x, results = tf.constant(reference["in/ae/x"]), {}
     for mode, batch_statistics in (("eval", False), ("batchstats", True)):
         network, options = (
             reference.autoencoder(),
@@ -315,43 +329,43 @@ def of_autoencoder(reference: DiffusionReference) -> Arrays:
             "decoded_relu": tf.math.log1p(decoded.mean),
             "mse": network.reconstruction_losses({RNA: x}, {}, made)[RNA],
         }
-        found |= prefixed(f"out/ae/{mode}/", values)
+        results |= prefixed(f"out/ae/{mode}/", values)
     network.update_running_statistics(network({RNA: x}, training=True).statistics)
-    running = {k: of for k, of in theirs(network).items() if "running" in k}
-    found |= prefixed("out/ae/batchstats/running_after/", running)
+    running = {k: array for k, array in theirs(network).items() if "running" in k}
+    results |= prefixed("out/ae/batchstats/running_after/", running)
     stage = expression.make_stage(reference.autoencoder(), RATE, DECAY)
     losses = [
         stage.train_step((expression.batch_of(x),), tf.constant((0, 0)))["loss"]
         for x in reference["in/ae/train_batches"]
     ]
     after = prefixed("out/ae/train/after/", theirs(stage.network))
-    return found | after | {"out/ae/train/losses": np.array(losses)}
+    return results | after | {"out/ae/train/losses": np.array(losses)}
 
 
-def of_denoiser(reference: DiffusionReference, case: str) -> Arrays:
+def denoiser_outputs(reference: DiffusionReference, case: str) -> Arrays:
     network, latent, shifts, codes = inputs_of(reference, case)
     null = reference.null(case, N_CELLS)
     steps = tf.constant(reference[f"in/denoiser_{case}/t"])
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "sinusoid": step_features(steps, WIDTHS[0]),
         "time_emb": network.embed_steps(steps),
     }
     for kind, shown in (("cond", codes), ("null", null)):
         columns = network.label_columns(shown)
-        found[f"label_input_{kind}"] = columns
-        found[f"label_emb_{kind}"] = network.embed_labels(columns)
-        found[kind] = network(latent, shifts, network.gates(shown))
+        results[f"label_input_{kind}"] = columns
+        results[f"label_emb_{kind}"] = network.embed_labels(columns)
+        results[kind] = network(latent, shifts, network.gates(shown))
     for index, name in enumerate(codes):
         gates = network.gates({**codes, name: null[name]})
-        found[f"drop_condition_{index}"] = network(latent, shifts, gates)
+        results[f"drop_condition_{index}"] = network(latent, shifts, gates)
     for strength in STRENGTHS:
-        guided = (1 + strength) * found["cond"] - strength * found["null"]
-        found[f"guided_w{strength}"] = guided
+        guided = (1 + strength) * results["cond"] - strength * results["null"]
+        results[f"guided_w{strength}"] = guided
     released = ("first_half", "second_half", f"guided_w{STRENGTHS[0]}")
-    return found | {f"as_released/{name}": found["cond"] for name in released}
+    return results | {f"as_released/{name}": results["cond"] for name in released}
 
 
-def of_cache(reference: DiffusionReference, case: str) -> Arrays:
+def cache_outputs(reference: DiffusionReference, case: str) -> Arrays:
     stored = reference.below(f"in/denoiser_{case}/cache/")
     network, _, _, codes = inputs_of(reference, case)
     both = [
@@ -364,64 +378,68 @@ def of_cache(reference: DiffusionReference, case: str) -> Arrays:
         return network.shifts(tf.reshape(tf.constant(step), (1,)))
 
     def whole(x, step, branch: int = 0) -> list:
-        return [network.denoise(x, shifts(step), of, ONE, branch) for of in both]
+        return [network.denoise(x, shifts(step), gates, ONE, branch) for gates in both]
 
     def joined(of_both) -> tf.Tensor:
         return tf.concat(list(of_both), axis=0)
 
-    found = {
-        "no_cache": tf.stack([joined(of.noise for of in whole(*at)) for at in partial])
+    results = {
+        "no_cache": tf.stack(
+            [joined(step.noise for step in whole(*at)) for at in partial]
+        )
     }
     for branch in range(network.n_up):
         made = whole(stored["x_full"], stored["t_full"], branch)
-        found[f"branch{branch}/full"] = joined(of.noise for of in made)
-        found[f"branch{branch}/feature"] = joined(of.feature[0] for of in made)
-        found[f"branch{branch}/partial"] = tf.stack(
+        results[f"branch{branch}/full"] = joined(full.noise for full in made)
+        results[f"branch{branch}/feature"] = joined(full.feature[0] for full in made)
+        results[f"branch{branch}/partial"] = tf.stack(
             [
                 joined(
                     network.denoise_from(
-                        of.feature, x, shifts(step), gates, ONE, branch
+                        full.feature, x, shifts(step), gates, ONE, branch
                     )
-                    for of, gates in zip(made, both, strict=True)
+                    for full, gates in zip(made, both, strict=True)
                 )
                 for x, step in partial
             ]
         )
-    return found
+    return results
 
 
-def of_losses(reference: DiffusionReference, case: str) -> Arrays:
+def loss_outputs(reference: DiffusionReference, case: str) -> Arrays:
     some = {
         *("label_embedding.label_embed.0.weight", "layers.0.fc.weight"),
         *("layers.0.norm.bias", "reverse_layers.0.norm.weight", "out2.weight"),
     }
 
     def theirs(values, weights) -> Arrays:
-        named = {w.path: np.asarray(of) for w, of in zip(weights, values, strict=True)}
+        named = {
+            w.path: np.asarray(array) for w, array in zip(weights, values, strict=True)
+        }
         translate = below_places(
             reference.arrays, lambda prefix: reference.denoiser_values(f"{prefix}/")
         )
-        all_of_them = in_their_names(denoiser_shapes(CASES[case]), translate, named)
-        return {name: of for name, of in all_of_them.items() if name in some}
+        translated = in_their_names(denoiser_shapes(CASES[case]), translate, named)
+        return {name: array for name, array in translated.items() if name in some}
 
     stored = StoredSteps(reference, case)
     stage, first = stored.stage, stored.steps[0]
     _, gradients = stage.gradients(*first)
     weights = stage.network.trainable_variables
-    found = {
+    results = {
         "per_sample_step0": stage.losses(*first),
         **prefixed("grad_step0/", theirs(gradients, weights)),
     }
     losses = [stage.update(*step)["loss"] for step in stored.steps]
-    found["mean_loss_per_step"] = np.array(losses)
+    results["mean_loss_per_step"] = np.array(losses)
     variables, n_updates = stage.network.variables, len(losses)
-    found |= prefixed(f"after{n_updates}/", theirs(variables, variables))
+    results |= prefixed(f"after{n_updates}/", theirs(variables, variables))
     average = theirs(stage.average.variables, variables)
-    return found | prefixed(f"ema_after{n_updates}/", average)
+    return results | prefixed(f"ema_after{n_updates}/", average)
 
 
-def of_runs(reference: DiffusionReference, case: str) -> Arrays:
-    chain, found = Chain(reference, case, case), {}
+def respaced_runs(reference: DiffusionReference, case: str) -> Arrays:
+    chain, results = Chain(reference, case, case), {}
     mapped, unmapped = SHORT.original_steps, np.arange(N_STEPS)
     guided = {"scale": 1 + SAMPLING_STRENGTH}
     intended, released = (
@@ -434,32 +452,32 @@ def of_runs(reference: DiffusionReference, case: str) -> Arrays:
     for variant, (sampler, branch) in variants.items():
         latents, clean = chain.trajectory(sampler, mapped, branch=branch, **guided)
         end = chain.end(sampler, unmapped, branch=branch)
-        found[f"{intended}/{variant}/trajectory"] = latents
-        found[f"{intended}/{variant}/pred_x0"] = clean
-        found[f"{released}/{variant}/final"] = end
+        results[f"{intended}/{variant}/trajectory"] = latents
+        results[f"{intended}/{variant}/pred_x0"] = clean
+        results[f"{released}/{variant}/final"] = end
     latents, _ = chain.trajectory(Sampler(SHORT, "ddim"), mapped, **guided)
-    return found | {f"{intended}/ddim_eta0_no_cache/trajectory": latents}
+    return results | {f"{intended}/ddim_eta0_no_cache/trajectory": latents}
 
 
-def of_long(reference: DiffusionReference) -> Arrays:
-    chain, found = Chain(reference, f"T{T}", "single"), {}
+def long_runs(reference: DiffusionReference) -> Arrays:
+    chain, results = Chain(reference, f"T{T}", "single"), {}
     intended, steps = f"intended_w{SAMPLING_STRENGTH}", WHOLE.original_steps
     for cache in ("no_cache", *LONG_CACHES):
         choose = LONG_CACHES.get(cache)
         sampler = Sampler(WHOLE, full_steps=choose and choose(T, 7))
         latents, _ = chain.trajectory(sampler, steps)
-        found[f"as_released/{cache}/final"] = latents[-1]
+        results[f"as_released/{cache}/final"] = latents[-1]
         some = tf.gather(latents, [10, 70])
-        found[f"as_released/{cache}/x_at_executed_step_11_71"] = some
+        results[f"as_released/{cache}/x_at_executed_step_11_71"] = some
         end = chain.end(sampler, steps, scale=1 + SAMPLING_STRENGTH)
-        found[f"{intended}/{cache}/final"] = end
-    latent = found[f"{intended}/no_cache/final"]
+        results[f"{intended}/{cache}/final"] = end
+    latent = results[f"{intended}/no_cache/final"]
     decoded = reference.autoencoder().decode(latent, {})[RNA]
-    found[f"{intended}/no_cache/decoded_eval"] = tf.math.log1p(decoded.mean)
-    return prefixed(f"out/sample/T{T}/", found)
+    results[f"{intended}/no_cache/decoded_eval"] = tf.math.log1p(decoded.mean)
+    return prefixed(f"out/sample/T{T}/", results)
 
 
-def of_classifier(reference: DiffusionReference) -> Arrays:
+def classifier_outputs(reference: DiffusionReference) -> Arrays:
     network = classifier_of(reference)
     base = reference.denoiser("scdiffusion_base")
     x, t, y, y_second = (
@@ -469,7 +487,7 @@ def of_classifier(reference: DiffusionReference) -> Arrays:
     n_classes = CONFIG["classifier"]["classes"]
     one, other = tf.one_hot(y, n_classes), tf.one_hot(y_second, n_classes)
     mixed = SCALE * (0.6 * one + 0.4 * other)
-    found = {
+    results = {
         "classifier/logits_eval": network(x, t, training=False)[0],
         "classifier/logits_batchstats": network(x, t, training=True)[0],
         f"classifier/grad_scale{SCALE}": network.slope(x, t, SCALE * one),
@@ -490,11 +508,11 @@ def of_classifier(reference: DiffusionReference) -> Arrays:
             latent = sampler.step(output, latent, position, noise, slope).cleaner.mean
             seen.append(latent)
         run = f"respaced{N_STEPS}_{variant}"
-        found[f"sample/classifier_guided/{run}/trajectory"] = tf.stack(seen)
-    return prefixed("out/", found)
+        results[f"sample/classifier_guided/{run}/trajectory"] = tf.stack(seen)
+    return prefixed("out/", results)
 
 
-def of_metrics(n_columns: int = 15, n_joint: int = 12) -> Arrays:
+def metric_arrays(n_columns: int = 15, n_joint: int = 12) -> Arrays:
     rng = np.random.default_rng(90)
     means = rng.gamma(1.0, 1.0, N_GENES)
     real, generated = (
@@ -507,7 +525,7 @@ def of_metrics(n_columns: int = 15, n_joint: int = 12) -> Arrays:
     accuracy, auc = published.neighbour_votes(real, generated)
     split = published.split_cells(*joint, test_size=0.25, seed=1)
     forest = published.forest_scores(split, seed=1, max_depth=5)
-    found = {
+    results = {
         "scc": agreement["SCC"],
         "pcc": agreement["PCC"],
         "wasserstein_of_gene_means": agreement["Wasserstein of gene means"],
@@ -521,5 +539,5 @@ def of_metrics(n_columns: int = 15, n_joint: int = 12) -> Arrays:
         f"rf_auc_on_{n_joint}_joint_pcs": forest.auc,
         "rf_oob": forest.out_of_bag,
     }
-    given = {"real": real, "generated": generated}
-    return prefixed("in/metrics/", given) | prefixed("out/metrics/", found)
+    entries = {"real": real, "generated": generated}
+    return prefixed("in/metrics/", entries) | prefixed("out/metrics/", results)

@@ -92,7 +92,7 @@ AUTOENCODERS = {
         rna=(22, [11, 10, 9, 4]), atac=(27, [9, 3]), transform="proportions"
     ),
     "ae_multi_joint_bernoulli": autoencoder(
-        rna=(22, [10, 4]), atac=(19, [12, 8, 5]), joint=[6]
+        rna=(22, [10, 4]), atac=(19, [12, 8, 5]), joint=[9]
     ),
 }
 VELOCITIES = {
@@ -169,7 +169,7 @@ def velocity_shapes(sizes: dict[str, Any]) -> Shapes:
 
 
 def write_cfgen(folder: Path) -> None:
-    arrays = of_loader() | of_metrics() | of_pipeline()
+    arrays = loader_arrays() | metric_arrays() | pipeline_arrays()
     tables = {f"embeddings/{k}": (n, N_EMBEDDING) for k, n in N_CATEGORIES.items()}
     arrays |= prefixed("weights/", drawn(tables))
     for case, sizes in AUTOENCODERS.items():
@@ -179,11 +179,17 @@ def write_cfgen(folder: Path) -> None:
     save(folder / FILE, arrays, CONFIG)
     for case in AUTOENCODERS:
         reference = CountReference(folder, case)
-        found = outputs_in_use(reference) | outputs_of_a_step(reference)
-        arrays |= prefixed(f"out/{case}/", found)
+        results = outputs_in_use(reference) | outputs_of_a_step(reference)
+        arrays |= prefixed(f"out/{case}/", results)
     reference = VelocityReference(folder)
-    for of in (of_velocities, of_paths, of_a_step, of_guidance, of_ends):
-        reference.arrays |= {k: np.asarray(v) for k, v in of(reference).items()}
+    for outputs in (
+        velocity_outputs,
+        path_outputs,
+        step_outputs,
+        guidance_outputs,
+        end_points,
+    ):
+        reference.arrays |= {k: np.asarray(v) for k, v in outputs(reference).items()}
     arrays |= reference.arrays
     decoder = CountReference(folder, "ae_rna").autoencoder()
     sizes = {"rna": tf.constant(np.exp(arrays["in/dn_ode/log_size_factor_rna"][:, 0]))}
@@ -213,18 +219,18 @@ def inputs_of_velocities() -> Arrays:
     arrays = prefixed("in/common/", {"t": time, **codes})
     arrays["out/common/sinusoidal_t"] = sinusoidal_features(time, N_EMBEDDING).numpy()
     for seed, (case, sizes) in enumerate(VELOCITIES.items()):
-        of_case = {"x": normal(20 + seed, N_CELLS, sizes["in_dim"])}
+        case_arrays = {"x": normal(20 + seed, N_CELLS, sizes["in_dim"])}
         names = [f"_{m}" for m in sizes["modality_list"]]
         for name in [""] if sizes["is_binarized"] else names:
             drawn_sizes = rng.uniform(3, 6, (N_CELLS, 1)).astype(np.float32)
-            of_case[f"log_size_factor{name}"] = drawn_sizes
-        arrays |= prefixed(f"in/{case}/", of_case)
+            case_arrays[f"log_size_factor{name}"] = drawn_sizes
+        arrays |= prefixed(f"in/{case}/", case_arrays)
         weights = drawn(velocity_shapes(sizes), seed=30 + seed)
         arrays |= prefixed(f"weights/{case}/", weights)
-    of_flow = {
+    flow_arrays = {
         n: normal(s, N_CELLS, N_LATENT) for s, n in enumerate(("x1", "eps", "x0"))
     }
-    arrays |= prefixed("in/fm/", of_flow | {"t": time[::-1].copy()})
+    arrays |= prefixed("in/fm/", flow_arrays | {"t": time[::-1].copy()})
     arrays["in/ode/z0"] = normal(40, N_CELLS, N_LATENT)
     for n, offset in ((N_CELLS, 0.03), (9, 0.1)):
         times = stratified_times(n, tf.constant(offset * n, tf.float32))
@@ -232,17 +238,17 @@ def inputs_of_velocities() -> Arrays:
     return arrays
 
 
-def of_velocities(reference: VelocityReference) -> Arrays:
-    found: dict[str, Any] = {}
+def velocity_outputs(reference: VelocityReference) -> Arrays:
+    results: dict[str, Any] = {}
     for case in VELOCITIES:
         guided = ("v_uncond", *(f"v_{name}" for name in N_CATEGORIES))
         keys = ("v_sum_of_all_covariates",) if case == "dn_unguided" else guided
         reference.arrays |= {f"out/{case}/{key}": np.empty(0) for key in keys}
-        found |= prefixed(f"out/{case}/", velocity.velocities(reference, case))
-    return found
+        results |= prefixed(f"out/{case}/", velocity.velocities(reference, case))
+    return results
 
 
-def of_paths(reference: VelocityReference) -> Arrays:
+def path_outputs(reference: VelocityReference) -> Arrays:
     latents, start = reference["in/fm/x1"], reference["in/fm/x0"]
     paired = pair_noise(latents, start).numpy()
     cell, row = np.nonzero(np.all(paired[:, None] == start[None], axis=2))
@@ -250,7 +256,7 @@ def of_paths(reference: VelocityReference) -> Arrays:
     plan[row, cell], order[row] = 1 / N_CELLS, cell
     reference.arrays["out/fm/ot_assignment_x0_to_x1"] = order
     cost = np.square(latents - paired).sum(axis=1).mean()
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "ot_plan": plan,
         "ot_cost_mean_squared_distance": cost,
     }
@@ -258,18 +264,18 @@ def of_paths(reference: VelocityReference) -> Arrays:
     time = tf.constant(reference["in/fm/t"])
     for path in (f"{kind}_sigma{s}" for kind in ("noot", "ot") for s in SIGMAS):
         point = velocity.reference_path(reference, path)
-        found |= {f"{path}/x_t": point.latent, f"{path}/u_t": point.velocity}
+        results |= {f"{path}/x_t": point.latent, f"{path}/u_t": point.velocity}
         for kept in ((), *((name,) for name in N_CATEGORIES)):
             condition = reference.condition(network, "dn_main", *kept)
-            of_path = network(point.latent, time, condition)
+            point_velocity = network(point.latent, time, condition)
             name = "".join(kept) or "uncond"
-            found[f"{path}/v_{name}"] = of_path
-            loss = tf.reduce_mean(tf.square(of_path - point.velocity))
-            found[f"{path}/loss_{name}"] = loss
-    return prefixed("out/fm/", found)
+            results[f"{path}/v_{name}"] = point_velocity
+            loss = tf.reduce_mean(tf.square(point_velocity - point.velocity))
+            results[f"{path}/loss_{name}"] = loss
+    return prefixed("out/fm/", results)
 
 
-def of_a_step(reference: VelocityReference) -> Arrays:
+def step_outputs(reference: VelocityReference) -> Arrays:
     """Make the step on the first path, of cells conditioned on their batch."""
     path, kept = f"noot_sigma{SIGMAS[0]}", ("batch",)
     loss, size, gradients, updated = velocity.train_once(reference, path, kept)
@@ -286,9 +292,9 @@ def of_a_step(reference: VelocityReference) -> Arrays:
     }
 
 
-def of_guidance(reference: VelocityReference) -> Arrays:
+def guidance_outputs(reference: VelocityReference) -> Arrays:
     settings = CONFIG["cases"]["guidance"]
-    latent, found = tf.constant(reference["in/dn_main/x"]), {}
+    latent, results = tf.constant(reference["in/dn_main/x"]), {}
     for name, key in (
         ("two_attributes", "weights_two"),
         ("one_attribute", "weights_one"),
@@ -297,14 +303,14 @@ def of_guidance(reference: VelocityReference) -> Arrays:
         scales = settings[key] if key else {}
         network, conditions, weights = velocity.guided(reference, "dn_main", scales)
         made = network.weighted(latent, settings["t"], conditions, weights)
-        found[f"out/guidance/{name}/v"] = made
-    return found
+        results[f"out/guidance/{name}/v"] = made
+    return results
 
 
-def of_ends(reference: VelocityReference) -> Arrays:
+def end_points(reference: VelocityReference) -> Arrays:
     ode, start = CONFIG["cases"]["ode"], reference["in/ode/z0"]
     options = {"solver": "dopri5", "tolerance": ode["rtol"]}
-    found = {
+    results = {
         f"{solver}_{n}_steps": velocity.integrate(
             reference, start, solver=solver, n_steps=n
         )
@@ -312,72 +318,79 @@ def of_ends(reference: VelocityReference) -> Arrays:
     }
     end = velocity.integrate(reference, start, **options)
     for name in ("dopri5_1e-6", "dopri5_1e-6_tspan50", "reference_float64_1e-8"):
-        found[name] = end
-    found["dopri5_1e-6_rhs_evaluations"] = np.array(0)
+        results[name] = end
+    results["dopri5_1e-6_rhs_evaluations"] = np.array(0)
     inverse = velocity.integrate(reference, end, **options, reverse=True)
-    found["inverted_from_dopri5_endpoint"] = inverse
+    results["inverted_from_dopri5_endpoint"] = inverse
     target = {"batch": np.full(N_CELLS, ode["target_batch"], np.int32)}
     corrected = velocity.integrate(reference, inverse, target, **options)
-    return prefixed("out/ode/", found | {"corrected_to_last_batch": corrected})
+    return prefixed("out/ode/", results | {"corrected_to_last_batch": corrected})
 
 
-def of_loader(n_cells: int = 31, n_genes: int = 26) -> Arrays:
+def loader_arrays(n_cells: int = 31, n_genes: int = 26) -> Arrays:
     rng = np.random.default_rng(14)
     rates = rng.gamma(4.0, 0.5, (n_cells, 1))
     counts = rng.poisson(np.repeat(rates, n_genes, axis=1)).astype(np.float32)
     counts[:, 0] += 1
     sizes = np.log(counts.sum(axis=1))
-    given: dict[str, Any] = {"X_counts": counts}
-    found = {f"X_norm_{k}": encoder_input(counts, of) for k, of in TRANSFORMS.items()}
-    found |= {f"log_size_factor_{end}": getattr(sizes, end)() for end in ("min", "max")}
+    entries: dict[str, Any] = {"X_counts": counts}
+    results = {
+        f"X_norm_{k}": encoder_input(counts, transform)
+        for k, transform in TRANSFORMS.items()
+    }
+    results |= {
+        f"log_size_factor_{end}": getattr(sizes, end)() for end in ("min", "max")
+    }
     for name, categories in (("cell_type", ["B", "a"]), ("batch", list("pqrs"))):
         codes = rng.permutation(np.arange(n_cells) % len(categories))
         parts = [sizes[codes == code] for code in range(len(categories))]
-        given[name] = np.array(categories)[codes]
-        found[f"codes_{name}"] = codes
-        found[f"log_size_factor_mean_{name}"] = [part.mean() for part in parts]
-        found[f"log_size_factor_sd_{name}"] = [part.std(ddof=1) for part in parts]
-    return prefixed("in/loader/", given) | prefixed("out/loader/", found)
+        entries[name] = np.array(categories)[codes]
+        results[f"codes_{name}"] = codes
+        results[f"log_size_factor_mean_{name}"] = [part.mean() for part in parts]
+        results[f"log_size_factor_sd_{name}"] = [part.std(ddof=1) for part in parts]
+    return prefixed("in/loader/", entries) | prefixed("out/loader/", results)
 
 
-def of_metrics(n_first: int = 81, n_second: int = 64) -> Arrays:
+def metric_arrays(n_first: int = 81, n_second: int = 64) -> Arrays:
     first, second = normal(15, n_first, 8), 1.2 * normal(16, n_second, 8) + 0.3
     numbers = published.cfgen_distances(first, second)
-    found = {stored: numbers[name] for stored, name in OF_PAPER.items()}
+    results = {stored: numbers[name] for stored, name in OF_PAPER.items()}
     for name in ("precision", "recall", "density", "coverage"):
-        found[f"prdc_k5_{name}"] = numbers[name]
-    found["knn5_macro_f1_real_vs_fake"] = numbers["kNN macro F1"]
+        results[f"prdc_k5_{name}"] = numbers[name]
+    results["knn5_macro_f1_real_vs_fake"] = numbers["kNN macro F1"]
     n, widths = min(n_first, n_second), (0.5, 2.0, 20.0)
     for width in widths:
-        found[f"rbf_mmd2_biased_sigma_{width}"] = np.nan  # nothing reads it
+        results[f"rbf_mmd2_biased_sigma_{width}"] = np.nan  # nothing reads it
     unbiased = value("mmd_squared", first[:n], second[:n], bandwidths=widths)
-    found["rbf_mmd2_unbiased"] = len(widths) * unbiased
-    given = {"A": first, "B": second}
-    return prefixed("in/metrics/", given) | prefixed("out/metrics/", found)
+    results["rbf_mmd2_unbiased"] = len(widths) * unbiased
+    entries = {"A": first, "B": second}
+    return prefixed("in/metrics/", entries) | prefixed("out/metrics/", results)
 
 
-def of_pipeline(n_genes: int = 45, n_chosen: int = 20, n_components: int = 6) -> Arrays:
+def pipeline_arrays(
+    n_genes: int = 45, n_chosen: int = 20, n_components: int = 6
+) -> Arrays:
     rng = np.random.default_rng(17)
-    types, given, chosen = ["u0", "u1", "u2", "u3"], {}, {}
+    types, entries, chosen = ["u0", "u1", "u2", "u3"], {}, {}
     means = rng.gamma(1.0, 3.0, (len(types), n_genes))
     is_chosen = rng.permutation(np.arange(n_genes) < n_chosen)
     for side, n_cells, shift in (("real", 130, 1.0), ("generated", 110, 1.3)):
         codes = rng.permutation(np.arange(n_cells) % len(types))
         counts = rng.poisson(shift * means[codes]).astype(np.float32)
-        given[f"X_{side}"], given[f"labels_{side}"] = counts, np.array(types)[codes]
+        entries[f"X_{side}"], entries[f"labels_{side}"] = counts, np.array(types)[codes]
         chosen[side] = (
             log_expression(counts)[:, is_chosen].toarray(),
-            given[f"labels_{side}"],
+            entries[f"labels_{side}"],
         )
     parts = [
         tuple(values[labels == label] for values, labels in chosen.values())
         for label in types
     ]
     numbers = published.cfgen_numbers(chosen["real"][0], parts, n_components)
-    found = {
+    results = {
         "highly_variable": is_chosen,
         "per_type_labels": np.array(types),
         "X_pca_real": np.zeros((130, n_components)),  # its width alone is read
         **{f"mean/{stored}_PCA": numbers[name] for stored, name in OF_PAPER.items()},
     }
-    return prefixed("in/pipeline/", given) | prefixed("out/pipeline/", found)
+    return prefixed("in/pipeline/", entries) | prefixed("out/pipeline/", results)

@@ -85,7 +85,8 @@ def write_cycle(folder: Path) -> None:
     path = folder / "cycle_autoencoder.npz"
     weights = drawn(head_shapes() | classifier_shapes())
     weights = {
-        k: np.abs(of) if "classifier" not in k else of for k, of in weights.items()
+        k: np.abs(array) if "classifier" not in k else array
+        for k, array in weights.items()
     }
     arrays = prefixed("weights/", weights) | prefixed("in/", inputs())
     save(path, arrays, CONFIG)
@@ -93,13 +94,13 @@ def write_cycle(folder: Path) -> None:
 
 
 def outputs(reference: CycleReference) -> Arrays:
-    found = of_classifier(reference) | of_updates(reference)
+    results = classifier_outputs(reference) | update_outputs(reference)
     for prefix, target in (
         ("out", "target_ids"),
         ("out_original_sampler", "target_ids_original_sampler"),
     ):
-        found |= prefixed(f"{prefix}/", of_cycles(reference, target))
-    return {key: np.asarray(value) for key, value in found.items()}
+        results |= prefixed(f"{prefix}/", cycle_outputs(reference, target))
+    return {key: np.asarray(value) for key, value in results.items()}
 
 
 def stored_heads(reference: CycleReference, values: Mapping[str, Any]) -> Arrays:
@@ -122,7 +123,7 @@ def cells_of(
     return tuple(map(tf.constant, (reference[f"in/{cells}"], *codes)))
 
 
-def of_cycles(reference: CycleReference, target: str) -> Arrays:
+def cycle_outputs(reference: CycleReference, target: str) -> Arrays:
     """Return what comes of the cells on their ways there and back."""
     stage, heads = reference.stage(), reference.config["head_order"]
     x, source, codes = cells_of(reference, "x", "source_ids", target)
@@ -130,14 +131,14 @@ def of_cycles(reference: CycleReference, target: str) -> Arrays:
     _, (dense, contexts) = stage.gradients(x, source, codes)
     gradients = dict(zip(("base", "encoders", "decoders"), dense, strict=True))
     gradients["contexts"] = contexts.values
-    found = prefixed("loss/", losses_by_name(terms, reference.names, heads))
-    found |= prefixed("grad/", stored_heads(reference, gradients))
-    found["grad_global_norm"] = tf.linalg.global_norm([*gradients.values()])
+    results = prefixed("loss/", losses_by_name(terms, reference.names, heads))
+    results |= prefixed("grad/", stored_heads(reference, gradients))
+    results["grad_global_norm"] = tf.linalg.global_norm([*gradients.values()])
     logits = stage.classifier(terms.there.output)
-    of_fields = dict(zip(reference.names, logits, strict=True))
-    found |= prefixed("classifier_logits_translated/", of_fields)
+    field_values = dict(zip(reference.names, logits, strict=True))
+    results |= prefixed("classifier_logits_translated/", field_values)
     for cycle, made in (("cycle1", terms.there), ("cycle2", terms.back)):
-        found[f"{cycle}/output"] = made.output
+        results[f"{cycle}/output"] = made.output
         parts = stage.network.contributions(made).numpy()
         hidden = np.transpose(stage.network.by_field(made.hidden), (1, 0, 2))
         for kind, values in (
@@ -145,12 +146,12 @@ def of_cycles(reference: CycleReference, target: str) -> Arrays:
             ("contribution", parts),
             ("contribution_l2_mean", np.linalg.norm(parts, axis=2).mean(axis=1)),
         ):
-            of_heads = dict(zip(heads, values, strict=True))
-            found |= prefixed(f"{cycle}/{kind}/", of_heads)
-    return found
+            head_values = dict(zip(heads, values, strict=True))
+            results |= prefixed(f"{cycle}/{kind}/", head_values)
+    return results
 
 
-def of_classifier(reference: CycleReference) -> Arrays:
+def classifier_outputs(reference: CycleReference) -> Arrays:
     stage, names = reference.stage(), reference.names
     x, source, _ = cells_of(reference, "x", "source_ids", "target_ids")
     losses, gradients = stage.classifier_gradients(x, source)
@@ -163,19 +164,19 @@ def of_classifier(reference: CycleReference) -> Arrays:
     }
 
 
-def of_updates(reference: CycleReference) -> Arrays:
-    stage, found = reference.stage(), {}
+def update_outputs(reference: CycleReference) -> Arrays:
+    stage, results = reference.stage(), {}
     for step, cells, prefix in (("step1", "x_step1", "step1_"), ("step2", "x", "")):
         codes = f"{prefix}source_ids", f"{prefix}target_ids"
         metrics = stage.update(*cells_of(reference, cells, *codes))
         heads = {k: getattr(stage.network, k) for k in reference.heads("weights")}
         layers = [*stage.classifier.shared.weights, *stage.classifier.heads.weights]
-        of_step = {
+        step_values = {
             "loss_total": metrics["loss"],
             "loss_classifier": metrics["classifier_loss"],
             "grad_global_norm": metrics["gradient_norm"],
             **prefixed("weights/", stored_heads(reference, heads)),
             **prefixed("weights/", stored_classifier(reference, layers)),
         }
-        found |= prefixed(f"out/{step}/", of_step)
-    return found
+        results |= prefixed(f"out/{step}/", step_values)
+    return results

@@ -89,10 +89,12 @@ def inputs() -> Arrays:
     }
 
 
-def split_sizes(given: Arrays) -> Arrays:
-    sizes = given["split/cluster_sizes"]
+def split_sizes(entries: Arrays) -> Arrays:
+    sizes = entries["split/cluster_sizes"]
     codes = np.repeat(np.arange(len(sizes)), sizes)
-    numbers = {f"{k}_cells": int(given[f"split/{k}_cells"]) for k in ("valid", "test")}
+    numbers = {
+        f"{k}_cells": int(entries[f"split/{k}_cells"]) for k in ("valid", "test")
+    }
     names = tuple(map(str, range(len(sizes))))
     splits = assign_splits(codes, names, SplitParameters(**numbers))
     return {
@@ -102,18 +104,18 @@ def split_sizes(given: Arrays) -> Arrays:
 
 
 def write_gan(folder: Path) -> None:
-    given = inputs()
+    entries = inputs()
     weights = {
         k: v.astype(np.float64) for k, v in drawn(weight_shapes(), seed=1).items()
     }
     arrays = {
         **prefixed("config/", CONFIG),
         **prefixed("weights/", weights),
-        **prefixed("in/", given),
+        **prefixed("in/", entries),
     }
     save(folder / "scgan.npz", arrays)
     arrays |= all_outputs(Reference(folder, "float64"))
-    save(folder / "scgan.npz", arrays | prefixed("out/split/", split_sizes(given)))
+    save(folder / "scgan.npz", arrays | prefixed("out/split/", split_sizes(entries)))
     write_records(folder / "scgan_TF_records")
 
 

@@ -8,6 +8,8 @@ import pytest
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    alone = [of for of in items if "reference_dir" in getattr(of, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[of for of in items if of not in alone])
-    items[:] = alone
+    parity = [
+        item for item in items if "reference_dir" in getattr(item, "fixturenames", ())
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in parity])
+    items[:] = parity

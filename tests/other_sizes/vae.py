@@ -53,7 +53,7 @@ def weights() -> Arrays:
 def write_vae(folder: Path) -> None:
     rng = np.random.default_rng(6)
     n_latent = CONFIG["n_latent"]
-    given = {
+    entries = {
         "counts": np.float32(rng.poisson(2.0, (N_CELLS, CONFIG["genes"]))),
         "batch_ids": np.arange(N_CELLS) % CONFIG["n_batch"],
         "eps_z": normal(7, N_CELLS, n_latent),
@@ -61,16 +61,16 @@ def write_vae(folder: Path) -> None:
         "z_fixed": normal(9, N_CELLS, n_latent),
         "log_library_fixed": 4 + 0.2 * normal(10, N_CELLS, 1),
     }
-    golden = prefixed("weights/", weights()) | prefixed("in/", given)
+    golden = prefixed("weights/", weights()) | prefixed("in/", entries)
     save(folder / "ldvae.npz", golden, CONFIG)
     golden = room.read(folder / "ldvae.npz")
-    found = in_use(golden) | at_fixed(golden) | of_losses(golden)
-    golden |= prefixed("out/", found) | prefixed("eval/", of_reconstruction())
+    results = outputs_in_use(golden) | fixed_outputs(golden) | loss_outputs(golden)
+    golden |= prefixed("out/", results) | prefixed("eval/", reconstruction_arrays())
     golden.pop("config")
     save(folder / "ldvae.npz", golden, CONFIG)
 
 
-def in_use(golden: Arrays) -> Arrays:
+def outputs_in_use(golden: Arrays) -> Arrays:
     network, cells = room.make_network(golden), room.make_cells(golden)
     noise, counts = room.stored_noise(golden), cells.features["rna"]
     inputs = tf.math.log1p(counts)
@@ -96,11 +96,11 @@ def in_use(golden: Arrays) -> Arrays:
     return prefixed("eval/", values) | {"loadings": network.decoder.loadings().numpy()}
 
 
-def at_fixed(golden: Arrays) -> Arrays:
+def fixed_outputs(golden: Arrays) -> Arrays:
     cells = room.make_cells(golden)
     codes, latent = cells.covariates[room.BATCH], tf.constant(golden["in/z_fixed"])
     log_library = tf.constant(golden["in/log_library_fixed"])
-    found: dict[str, tf.Tensor] = {}
+    results: dict[str, tf.Tensor] = {}
 
     def decode(likelihood: str, n_dispersions: int = 0):
         network = room.make_network(
@@ -113,23 +113,23 @@ def at_fixed(golden: Arrays) -> Arrays:
     counts = cells.features["rna"]
     for kind, likelihood in PARTS.items():
         _, distribution = decode(likelihood)
-        found[f"log_prob/{kind}"] = distribution.log_prob(counts)
+        results[f"log_prob/{kind}"] = distribution.log_prob(counts)
     _, distribution = decode("negative_binomial", CONFIG["n_batch"])
-    found["log_prob/nb_gene_batch"] = distribution.log_prob(counts)
+    results["log_prob/nb_gene_batch"] = distribution.log_prob(counts)
     decoded, distribution = decode("zero_inflated")
-    found |= {
+    results |= {
         "scale_logits": decoded.logits,
         "dropout_logits": decoded.zero_logits,
         "scale": tf.nn.softmax(decoded.logits),
         "rate": distribution.expected,
         "zinb_mean": distribution.mean,
     }
-    return prefixed("fixed/", found)
+    return prefixed("fixed/", results)
 
 
-def of_losses(golden: Arrays) -> Arrays:
+def loss_outputs(golden: Arrays) -> Arrays:
     cells, noise = room.make_cells(golden), room.stored_noise(golden)
-    weight, found = CONFIG["adam"]["kl_weight"], {}
+    kl_weight, results = CONFIG["adam"]["kl_weight"], {}
     for mode in ("eval", "train"):
         for kind, likelihood in room.LIKELIHOODS.items():
             network = room.make_network(
@@ -148,34 +148,34 @@ def of_losses(golden: Arrays) -> Arrays:
                 totals = {
                     each: terms.reconstruction
                     + tf.reduce_mean(each * terms.kl_latent + terms.kl_library)
-                    for each in (1, weight)
+                    for each in (1, kl_weight)
                 }
-            sources = [of.value for of, _ in named.values()]
-            gradients = tape.gradient(totals[weight], sources)
+            sources = [weight.value for weight, _ in named.values()]
+            gradients = tape.gradient(totals[kl_weight], sources)
             elbo = {
                 "reconstruction_loss": tf.fill((N_CELLS,), terms.reconstruction),
                 "kl_z": terms.kl_latent,
                 "kl_library": terms.kl_library,
-                **{f"loss_kl_weight_{each}": of for each, of in totals.items()},
+                **{f"loss_kl_weight_{each}": total for each, total in totals.items()},
             }
-            found |= prefixed(f"{mode}/elbo/{kind}/", elbo)
+            results |= prefixed(f"{mode}/elbo/{kind}/", elbo)
             stored = {
                 name: tf.transpose(gradient) if is_transposed else gradient
                 for (name, (_, is_transposed)), gradient in zip(
                     named.items(), gradients, strict=True
                 )
             }
-            found |= prefixed(f"{mode}/grad_kl_{weight}/{kind}/", stored)
+            results |= prefixed(f"{mode}/grad_kl_{kl_weight}/{kind}/", stored)
             if mode == "eval":
-                found[f"eval/elbo/{kind}/reconstruction_loss"] = of_cells(
+                results[f"eval/elbo/{kind}/reconstruction_loss"] = cell_losses(
                     golden, network
                 )
             elif kind == "nb":
-                found |= prefixed("train/", after_a_step(network, terms, gradients))
-    return found
+                results |= prefixed("train/", step_outputs(network, terms, gradients))
+    return results
 
 
-def of_cells(golden: Arrays, network) -> np.ndarray:
+def cell_losses(golden: Arrays, network) -> np.ndarray:
     """Return the reconstruction loss of each cell."""
     cells, noise = room.make_cells(golden), room.stored_noise(golden)
     counts = cells.features["rna"]
@@ -191,7 +191,7 @@ def of_cells(golden: Arrays, network) -> np.ndarray:
     return -np.sum(distribution.log_prob(counts), axis=1)
 
 
-def after_a_step(network, terms, gradients) -> Arrays:
+def step_outputs(network, terms, gradients) -> Arrays:
     """Return running statistics after the batch, and weights after a step."""
     network.update_running_statistics(terms.statistics, tf.constant(N_CELLS))
     adam = CONFIG["adam"]
@@ -216,7 +216,7 @@ def after_a_step(network, terms, gradients) -> Arrays:
     }
 
 
-def of_reconstruction(
+def reconstruction_arrays(
     n_cells: int = 33, n_genes: int = 30, n_chosen: int = 12
 ) -> Arrays:
     rng = np.random.default_rng(11)
@@ -226,19 +226,21 @@ def of_reconstruction(
     shares = np.float32(means / means.sum(axis=1, keepdims=True))
     observed = reconstruction.log_normalized(counts)
     chosen = reconstruction.accuracy_of_counts(counts, shares, n_chosen)
-    table = reconstruction.residual_table(counts, shares, np.arange(n_genes))
-    found = {
+    sums = reconstruction.ResidualSums()
+    sums.add(counts, shares)
+    table = sums.table(np.arange(n_genes))
+    results = {
         "correlation_all_genes": reconstruction.accuracy_of_counts(
             counts, shares, None
         ).correlation,
         f"correlation_hvg{n_chosen}": chosen.correlation,
         f"r2_median_hvg{n_chosen}": reconstruction.accuracy_summary(chosen).median_r2,
-        f"hvg{n_chosen}_mask": reconstruction.variable_genes(observed, n_chosen),
+        f"hvg{n_chosen}_mask": reconstruction.most_dispersed_genes(observed, n_chosen),
         "hvg_normalized_dispersion": reconstruction.normalized_dispersions(observed),
         "residual_mean": table["residual_mean"],
         "residual_variance": table["residual_variance"],
         "proportional_residual_mean": table["proportional_residual_mean"],
         "explained_variance": table["variance_ratio"],
     }
-    given = {"counts": counts, "reconstruction_2e3": np.float32(2e3) * shares}
-    return prefixed("in/", given) | prefixed("out/", found)
+    entries = {"counts": counts, "reconstruction_2e3": np.float32(2e3) * shares}
+    return prefixed("in/", entries) | prefixed("out/", results)

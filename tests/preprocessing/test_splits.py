@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cellgan.config.parameters import SplitParameters
 from cellgan.errors import DataError
 from preprocessing.splits import assign_splits
+from tests.stored import stored_arrays
 
 FRESH_PROCESS = """
 import hashlib, numpy as np
@@ -31,7 +32,7 @@ def counts_of(splits: np.ndarray, codes: np.ndarray, name: str) -> list[int]:
 
 
 def test_balanced_split_has_the_numbers_of_the_reference(reference_dir):
-    stored = np.load(reference_dir / "scgan.npz")
+    stored = stored_arrays(reference_dir / "scgan.npz")
     sizes = stored["in/split/cluster_sizes"]
     codes = np.repeat(np.arange(len(sizes)), sizes)
     split = SplitParameters(

@@ -20,6 +20,7 @@ from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 from tests.data.test_records import manifest_of_reference
 from tests.records_folder import annotated_cells, make_records
+from tests.stored import stored_arrays
 
 
 def test_every_cell_is_read_back_from_the_files_of_its_split(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_normalized_records_are_those_of_the_reference(
     tmp_path: Path, reference_dir: Path
 ) -> None:
     """The counts are recovered from the reference's values, and scaled again."""
-    expected = np.load(reference_dir / "scgan_TF_records" / "expected.npz")
+    expected = stored_arrays(reference_dir / "scgan_TF_records" / "expected.npz")
     target = int(expected["lib_size"])
     cells = ad.AnnData(
         sp.csr_matrix(smallest_counts(expected["X"])),

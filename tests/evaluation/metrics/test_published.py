@@ -18,7 +18,7 @@ from cellgan.evaluation.comparison.space import log_expression
 from cellgan.evaluation.metrics import published as room
 from cellgan.evaluation.metrics.published import published
 from tests.evaluation.sides import draw_cells, draw_side, make_frame
-from tests.stored import stored_name, stored_names
+from tests.stored import stored_arrays, stored_name, stored_names
 
 CFGEN, CFDIFFUSION = "cfgen.npz", "cfdiffusion.npz"
 BALLS = stored_names(CFGEN, r"out/metrics/(prdc_k\d+_.+)")
@@ -31,12 +31,12 @@ N_OF_FOREST = stored_name(CFDIFFUSION, r"out/metrics/rf_auc_on_(\d+)_joint_pcs")
 
 @pytest.fixture(scope="module")
 def cfgen(reference_dir):
-    return np.load(reference_dir / CFGEN)
+    return stored_arrays(reference_dir / CFGEN)
 
 
 @pytest.fixture(scope="module")
 def scdiffusion(reference_dir):
-    return np.load(reference_dir / CFDIFFUSION)
+    return stored_arrays(reference_dir / CFDIFFUSION)
 
 
 @pytest.fixture(scope="module")
