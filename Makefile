@@ -24,7 +24,7 @@ help:
 	@echo "make test      the default tests"
 	@echo "make test-all  slow tests too, and those on CELLGAN_DATA_DIR's real data"
 	@echo "make bench     every script in benchmarks/"
-	@echo "make lint      ruff, mypy"
+	@echo "make lint      ruff, mypy, the rules of the architecture"
 
 install: .venv/installed
 
@@ -44,6 +44,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 .venv/bench: .venv/installed
 	$(PIP) "$(TORCH)" harmonypy scvi-tools

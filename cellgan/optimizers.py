@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from cellgan.config.parameters import TrainingParameters
+if TYPE_CHECKING:
+    from cellgan.config.training import TrainingParameters
+
 
 ADAM_EPSILON = 1e-8
 

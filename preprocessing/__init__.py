@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellgan.config.parameters import BUILTIN_PREFIX
+from cellgan.config.input import BUILTIN_PREFIX
 from cellgan.errors import ConfigError, DataError
 from preprocessing.readers.raw_formats import raw_format
 

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from cellgan.config.reading import as_json
 from cellgan.data.manifest import (
     ATAC,
@@ -28,12 +28,8 @@ from cellgan.data.manifest import (
     library_size_quantiles,
 )
 from cellgan.errors import DataError
-from cellgan.experiment import (
-    Experiment,
-    remove_leftovers,
-    replacing,
-    write_json,
-)
+from cellgan.experiment import Experiment
+from cellgan.files import remove_leftovers, replacing, write_json
 from cellgan.seeds import derive_seed
 from preprocessing.fields import vocabulary_document
 from preprocessing.readers.cell_source import CellSource

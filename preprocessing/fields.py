@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from preprocessing.annotations import as_text
 
 POLICIES = {

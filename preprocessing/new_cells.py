@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.errors import DataError
 from preprocessing.annotations import as_text, require_column, writable_columns

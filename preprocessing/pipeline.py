@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from natsort import natsorted
 
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from cellgan.data.manifest import SPLITS
 from cellgan.errors import DataError
 from cellgan.experiment import Experiment

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from cellgan.data.manifest import ATAC
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from preprocessing.annotations import (

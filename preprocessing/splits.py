@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellgan.config.parameters import SplitParameters
+from cellgan.config.input import SplitParameters
 from cellgan.errors import DataError, did_you_mean
 from cellgan.seeds import derive_seed
 

@@ -32,6 +32,7 @@ GROUPS = {
         "cellgan.data.manifest",
         "cellgan.errors",
         "cellgan.experiment",
+        "cellgan.files",
         "cellgan.seeds",
         "cellgan.start",
     ),
@@ -93,6 +94,9 @@ HEAVY = TENSORFLOW | {
     *("anndata", "igraph", "matplotlib", "mudata", "pandas", "scanpy", "sklearn"),
     *("torch", "umap", "zarr"),
 }
+
+# Modules in the longest chain of imports.
+DEEPEST = 9
 
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # Names that say the same of whatever they are of.
@@ -258,6 +262,29 @@ def cycles(modules: Modules) -> list[str]:
     except graphlib.CycleError as error:
         return [f"import cycle: {' <- '.join(error.args[1])}"]
     return []
+
+
+def deep_imports(modules: Modules, most: int = DEEPEST) -> list[str]:
+    """Find chains of modules that load each other that are too long."""
+    loads = {
+        module: {
+            found.target
+            for found in imports(module, modules)
+            if found.when == "load" and found.target in modules
+        }
+        - {"cellgan"}
+        for module in modules
+    }
+    longest: dict[str, list[str]] = {}
+    for module in graphlib.TopologicalSorter(loads).static_order():
+        below = [longest[target] for target in loads[module]]
+        longest[module] = [module, *max(below, key=len, default=[])]
+    return [
+        f"{' <- '.join(reversed(chain))}: {len(chain)} modules load each other, at "
+        f"most {most} may: import what is used in annotations for type checkers alone."
+        for chain in longest.values()
+        if len(chain) > most
+    ]
 
 
 def heavy_imports(modules: Modules) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from tests.architecture import (
     closed_doors,
     cycles,
+    deep_imports,
     heavy_imports,
     house,
     imports_between_studies,
@@ -324,3 +325,11 @@ def test_public_name_that_nothing_uses_is_found(tmp_path: Path) -> None:
         "2 Draw",
         "3 again",
     ]
+
+
+def test_long_chain_of_imports_is_found() -> None:
+    small = house(a="import b", b="import c", c="def f():\n    import d", d="")
+
+    (fault,) = deep_imports(small, 2)
+    assert fault.startswith("c <- b <- a: 3 modules load each other, at most 2 may")
+    assert not deep_imports(small, 3)

@@ -15,7 +15,8 @@ import tensorflow as tf
 from cellgan.actions.perform import perform
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import GenerationRequest
 from cellgan.training.checkpoints import saved_steps

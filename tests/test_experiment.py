@@ -12,12 +12,8 @@ import pytest
 from cellgan.config.parameters import ExperimentParameters
 from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError
-from cellgan.experiment import (
-    Experiment,
-    reference_manifest,
-    remove_leftovers,
-    replacing,
-)
+from cellgan.experiment import Experiment, reference_manifest
+from cellgan.files import remove_leftovers, replacing
 
 PREPROCESSED = {
     "total_count": 100,

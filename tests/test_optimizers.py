@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.config.parameters import (
+from cellgan.config.training import (
     LearningRateParameters,
     OptimizerParameters,
     TrainingParameters,

@@ -24,7 +24,8 @@ from cellgan.actions.perform import perform
 from cellgan.cli import main
 from cellgan.data.manifest import CovariateVocabulary
 from cellgan.errors import CellganError, CheckpointError
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import GenerationRequest
 from cellgan.training.checkpoints import saved_steps

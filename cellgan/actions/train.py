@@ -89,7 +89,7 @@ class Train(Action):
         self, study: Study, options: argparse.Namespace, gpus: Sequence[int]
     ) -> int:
         """Train the model of every mixture and seed that is not trained yet."""
-        from cellgan.experiment import write_json
+        from cellgan.files import write_json
 
         del options
         document = study.manifest()

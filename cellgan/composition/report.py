@@ -35,7 +35,7 @@ from cellgan.config.composition import Composition
 from cellgan.config.reading import as_json
 from cellgan.evaluation.figures.canvas import Picture
 from cellgan.evaluation.report.rendering import render
-from cellgan.experiment import replacing, write_json
+from cellgan.files import replacing, write_json
 
 HTML, JSON = "report.html", "report.json"
 TITLE = "What training cells add"

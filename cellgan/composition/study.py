@@ -24,12 +24,9 @@ from cellgan.config.composition import (
     Budget,
     Composition,
 )
-from cellgan.config.parameters import (
-    ExperimentParameters,
-    StageParameters,
-    StudyParameters,
-)
+from cellgan.config.parameters import ExperimentParameters, StudyParameters
 from cellgan.config.reading import as_json, parse_experiment, read_json
+from cellgan.config.training import StageParameters
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment
 

@@ -1,25 +1,30 @@
-"""What the configuration of every family says of itself."""
+"""What parameter records are made of, and what every family says of itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+)
 from pydantic.dataclasses import dataclass
 
-from cellgan.data.manifest import DatasetManifest
 from cellgan.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    from cellgan.data.manifest import DatasetManifest
+
 STRICT = ConfigDict(extra="forbid", strict=True)
-
-
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Moment = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1)]
-
-
 Widths = Annotated[tuple[Width, ...], Field(min_length=1)]
-
-
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -88,7 +93,7 @@ class ModelConfig:
         Parameters
         ----------
         training
-            `cellgan.config.parameters.TrainingParameters` of the last stage.
+            `cellgan.config.training.TrainingParameters` of the last stage.
         n_cells
             Training cells.
         """
@@ -101,7 +106,7 @@ class ModelConfig:
         Parameters
         ----------
         input_ds
-            `cellgan.config.parameters.InputParameters`.
+            `cellgan.config.input.InputParameters`.
         where
             File and experiment, for messages.
 
@@ -158,7 +163,7 @@ class ModelConfig:
         Parameters
         ----------
         training
-            `cellgan.config.parameters.TrainingParameters` of one of its stages.
+            `cellgan.config.training.TrainingParameters` of one of its stages.
         where
             File and block, for messages.
 
@@ -236,3 +241,8 @@ def known_covariates(
             )
             raise ConfigError(msg)
     return named
+
+
+def field_names(record: type) -> tuple[str, ...]:
+    """Return the keys of a record."""
+    return tuple(field.name for field in dataclasses.fields(record))

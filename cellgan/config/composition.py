@@ -14,12 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cellgan.config.base import STRICT
+from cellgan.config.base import STRICT, NonNegative, Positive
 from cellgan.errors import did_you_mean
 
 Name = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 OPERATORS = ("==", "!=", "in", "not in", "<", "<=", ">", ">=", "is null", "not null")
 LISTS = ("in", "not in")

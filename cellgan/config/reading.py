@@ -20,21 +20,19 @@ from pydantic import (
     ValidationError,
 )
 
-from cellgan.config.base import ModelConfig
+from cellgan.config.base import ModelConfig, field_names
 from cellgan.config.composition import Composition, written_out
+from cellgan.config.input import InputParameters
 from cellgan.config.model_types import DEFAULT_TYPE, MODEL_TYPES, config_class
 from cellgan.config.parameters import (
     EvaluationParameters,
     ExperimentParameters,
     ExpParam,
     GenerationParameters,
-    InputParameters,
     Parameters,
-    StageParameters,
     StudyParameters,
-    TrainingParameters,
-    field_names,
 )
+from cellgan.config.training import StageParameters, TrainingParameters
 from cellgan.errors import ConfigError, did_you_mean
 
 

@@ -53,7 +53,8 @@ from cellgan.evaluation.report.document import (
 from cellgan.evaluation.report.verdict import verdict
 from cellgan.evaluation.scoring import overall_score
 from cellgan.evaluation.suite import Judged, Sides, judge_cells
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
+from cellgan.files import replacing
 from cellgan.seeds import derive_seed
 
 log = logging.getLogger(__name__)

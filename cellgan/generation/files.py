@@ -26,7 +26,8 @@ import zarr
 
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
+from cellgan.files import replacing
 from cellgan.generation.requests import MULTIMODAL
 
 Pieces = Iterable[sp.csr_matrix]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -17,8 +17,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.config.parameters import GenerationParameters
 from cellgan.data.batches import CellBatch
+
+if TYPE_CHECKING:
+    from cellgan.config.parameters import GenerationParameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,8 @@ from cellgan.evaluation.comparison.space import (
     log_expression,
 )
 from cellgan.evaluation.figures.plots import save
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from cellgan.generation.files import read_processed
 from cellgan.seeds import derive_seed
 from cellgan.studies.checks import check_augmentation

@@ -41,7 +41,8 @@ from cellgan.evaluation.metrics.reconstruction import (
     log_shares,
     most_dispersed_of_counts,
 )
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
+from cellgan.files import replacing
 from cellgan.generation.allotment import check_condition
 from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import GenerativeModel, ReconstructingModel

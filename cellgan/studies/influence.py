@@ -20,7 +20,8 @@ import pandas as pd
 from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.figures.plots import save
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
+from cellgan.files import replacing
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import AdditiveModel

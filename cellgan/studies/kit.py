@@ -15,7 +15,8 @@ import pandas as pd
 
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment, replacing
+from cellgan.experiment import Experiment
+from cellgan.files import replacing
 from cellgan.generation.files import OR_INPUT, read_processed
 
 DENSE_OPTIONS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}

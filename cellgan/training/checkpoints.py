@@ -25,7 +25,7 @@ import keras
 import tensorflow as tf
 
 from cellgan.errors import CheckpointError, TrainingError
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 log = logging.getLogger(__name__)
 

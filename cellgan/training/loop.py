@@ -16,7 +16,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from cellgan.config.parameters import TrainingParameters
+from cellgan.config.training import TrainingParameters
 from cellgan.data.batches import CellBatch
 from cellgan.errors import TrainingError
 from cellgan.models.base import TrainingStage

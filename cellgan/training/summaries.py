@@ -20,7 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorboard.plugins.histogram.metadata import create_summary_metadata
 
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 logger = logging.getLogger(__name__)
 

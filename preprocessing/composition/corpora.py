@@ -56,7 +56,8 @@ from cellgan.config.composition import Composition, VariableGenes
 from cellgan.config.reading import read_json
 from cellgan.data.manifest import SPLITS
 from cellgan.errors import ConfigError, DataError
-from cellgan.experiment import Experiment, remove_leftovers, replacing, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import remove_leftovers, replacing, write_json
 from cellgan.seeds import derive_seed
 from preprocessing.annotations import as_text
 from preprocessing.composition.genes import (

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from natsort import natsorted
 
-from cellgan.config.parameters import ChunkParameters, InputParameters
+from cellgan.config.input import ChunkParameters, InputParameters
 from cellgan.errors import DataError
 from preprocessing.annotations import require_column
 from preprocessing.readers.cell_source import CellSource

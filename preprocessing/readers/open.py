@@ -14,7 +14,7 @@ from pathlib import Path
 
 import scipy.sparse as sp
 
-from cellgan.config.parameters import BUILTIN_PREFIX, H5MU
+from cellgan.config.input import BUILTIN_PREFIX, H5MU
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
 from preprocessing.readers.anndata_files import (

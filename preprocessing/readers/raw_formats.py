@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cellgan.config.parameters import BUILTIN_PREFIX
+from cellgan.config.input import BUILTIN_PREFIX
 from cellgan.errors import DataError
 
 FORMATS = (

@@ -12,16 +12,18 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from cellgan.config.composition import DaskReader
 from cellgan.errors import ConfigError
 from preprocessing.sparse_blocks import join, keep
+
+if TYPE_CHECKING:
+    from cellgan.config.composition import DaskReader
 
 CELLS_AT_ONCE = 2**11
 """Cells of a block read in this process: some 30 MB of a deep data set."""

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from cellgan.config.parameters import (
-    LearningRateParameters,
-    OptimizerParameters,
-    StageParameters,
-    TrainingParameters,
-)
 from cellgan.config.reading import (
     as_json,
     load_parameters,
     parse_experiment,
     with_generation,
+)
+from cellgan.config.training import (
+    LearningRateParameters,
+    OptimizerParameters,
+    StageParameters,
+    TrainingParameters,
 )
 from cellgan.errors import ConfigError
 

@@ -21,7 +21,7 @@ from cellgan.data.manifest import (
     read_manifest,
 )
 from cellgan.errors import DataError
-from cellgan.experiment import write_json
+from cellgan.files import write_json
 from tests.manifests import make_manifest
 from tests.stored import stored_names
 

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 
 from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from tests.synthetic import SyntheticCells, make_cells
 
 LIBRARY_SIZE = 1000

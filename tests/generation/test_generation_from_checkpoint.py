@@ -13,7 +13,8 @@ import tensorflow as tf
 
 import cellgan
 from cellgan.errors import CheckpointError, DataError
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from cellgan.generation import pieces
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models import build_model

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config.parameters import SplitParameters
+from cellgan.config.input import SplitParameters
 from cellgan.data.records import read_shard
 from preprocessing.splits import assign_splits
 from preprocessing.write_tfrecords import write_tfrecords

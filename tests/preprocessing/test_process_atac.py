@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 
 import preprocessing
-from cellgan.config.parameters import InputParameters
+from cellgan.config.input import InputParameters
 from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import DatasetManifest
 from cellgan.data.records import read_shard

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellgan.config.parameters import SplitParameters
+from cellgan.config.input import SplitParameters
 from cellgan.errors import DataError
 from preprocessing.splits import assign_splits
 from tests.stored import stored_arrays

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 
 from cellgan.config.reading import parse_experiment
 from cellgan.errors import ConfigError, DataError, TrainingError
-from cellgan.experiment import Experiment, write_json
+from cellgan.experiment import Experiment
+from cellgan.files import write_json
 from cellgan.studies import augmentation
 from cellgan.studies.augmentation import mean_and_interval, measure_augmentation
 from tests.evaluation.folders import (

@@ -30,7 +30,7 @@ from cellgan.evaluation.comparison.space import (
     Matrix,
     dense,
 )
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 REAL_COLOUR = "#1f5fbf"
 GENERATED_COLOUR = "#d62728"

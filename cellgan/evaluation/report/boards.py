@@ -35,7 +35,7 @@ from cellgan.evaluation.figures.canvas import Picture
 from cellgan.evaluation.report.document import ExperimentReport
 from cellgan.evaluation.report.model_card import flat, metrics_table
 from cellgan.evaluation.report.tables import family_scores, pooled
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 PNG_SIZE = struct.Struct(">II")
 PNG_SIZE_AT = 16

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from cellgan.errors import DataError
 from cellgan.evaluation.comparison.draws import DrawnLabel
 from cellgan.evaluation.metrics.catalogue import Floor
-from cellgan.experiment import write_json
+from cellgan.files import write_json
 
 FORM = ConfigDict(extra="forbid")
 

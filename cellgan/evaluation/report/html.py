@@ -18,7 +18,7 @@ from cellgan.evaluation.report.tables import (
     family_scores,
     ranked,
 )
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 TITLE = "Generated against real cells"
 FLOOR_MEANINGS = {

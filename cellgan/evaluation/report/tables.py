@@ -21,7 +21,7 @@ from cellgan.evaluation.report.document import (
     MetricRecord,
     Report,
 )
-from cellgan.experiment import replacing
+from cellgan.files import replacing
 
 COPIED_COLUMNS = (
     *("title", "family", "modality", "label", "value", "low", "high", "ceiling"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
@@ -22,7 +22,6 @@ from cellgan.errors import CheckpointError
 from cellgan.models.cfdiffusion.classifier import NoisyClassifier, NoisyClassifiers
 from cellgan.models.cfdiffusion.classifier_training import ClassifierStage
 from cellgan.models.cfdiffusion.config import CfdiffusionConfig
-from cellgan.models.cfdiffusion.model import LatentDiffusion
 from cellgan.models.cfdiffusion.networks import Denoiser
 from cellgan.models.cfdiffusion.training import DiffusionStage
 from cellgan.models.latent.autoencoder import AutoencoderStage
@@ -41,6 +40,9 @@ from cellgan.models.torch_weights import (
     some,
     used,
 )
+
+if TYPE_CHECKING:
+    from cellgan.models.cfdiffusion.model import LatentDiffusion
 
 Filling = list[tuple[keras.Variable, Array]]
 MARKS = {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from cellgan.config.parameters import TrainingParameters
+from cellgan.config.training import TrainingParameters
 from cellgan.layers.context_pool import NO_CATEGORY, SlotGradients
 from cellgan.models.cycle.networks import CycleNetwork
 from cellgan.optimizers import make_schedule

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cellgan.config.parameters import (
+from cellgan.config.training import (
     LearningRateParameters,
     OptimizerParameters,
     TrainingParameters,
