@@ -48,7 +48,8 @@ from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
 from cellgan.evaluation.comparison.sides import compare_experiment
 from cellgan.experiment import Experiment
-from cellgan.generation.allotment import assign_covariates, draw_library_sizes
+from cellgan.generation.allotment import assign_covariates
+from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest, SolverSettings

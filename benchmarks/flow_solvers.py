@@ -24,10 +24,8 @@ load_tensorflow()
 
 from cellgan.actions.perform import perform
 from cellgan.evaluation.comparison.sides import compare_experiment
-from cellgan.generation.allotment import (
-    assign_covariates,
-    draw_library_sizes,
-)
+from cellgan.generation.allotment import assign_covariates
+from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.studies.guidance_sweep import measures

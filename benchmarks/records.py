@@ -36,7 +36,7 @@ import tensorflow as tf
 
 from cellgan.data.batches import training_batches
 from cellgan.data.manifest import CovariateVocabulary, DatasetManifest
-from cellgan.data.records import RECORD_FILES
+from cellgan.data.shards import RECORD_FILES
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords
 

@@ -24,7 +24,7 @@ from cellgan.data.batches import CellBatch
 from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import ATAC, RNA, DatasetManifest
 from cellgan.evaluation.figures import plots
-from cellgan.generation.allotment import draw_library_sizes
+from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.pieces import MOST_VALUES, piece_size
 from cellgan.models.base import GenerationRequest, SolverSettings, TrainingStage
 from cellgan.seeds import derive_seed

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from cellgan.config.model_types import weights_module
 from cellgan.errors import CheckpointError, ConfigError
-from cellgan.experiment import Experiment
 from cellgan.files import write_json
 from cellgan.models import build_model
 from cellgan.models.torch_weights import Filled, SavedModel
@@ -31,6 +30,8 @@ from cellgan.training.checkpoints import StageCheckpoint
 
 if TYPE_CHECKING:
     import torch
+
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

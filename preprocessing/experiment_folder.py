@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
 import h5py
@@ -28,11 +28,13 @@ from cellgan.data.manifest import (
     library_size_quantiles,
 )
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment
 from cellgan.files import remove_leftovers, replacing, write_json
 from cellgan.seeds import derive_seed
 from preprocessing.fields import vocabulary_document
 from preprocessing.readers.cell_source import CellSource
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 """Shuffled bytes take a third of the time of AnnData's gzip, and a fifth less disk."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from natsort import natsorted
 from cellgan.config.input import InputParameters
 from cellgan.data.manifest import SPLITS
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment
 from preprocessing.annotations import as_text, label_categories, writable_columns
 from preprocessing.clustering import cluster_cells
 from preprocessing.experiment_folder import (
@@ -36,6 +35,9 @@ from preprocessing.raw_counts import OUR_COLUMNS, read_atac, read_cells, with_va
 from preprocessing.readers.cell_source import CellSource, Mask
 from preprocessing.sparse_blocks import row_sums, rows_per_column, values_per_row
 from preprocessing.splits import assign_splits
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 ATAC_COLUMNS = ("n_peaks", "n_counts")
 LEAST_CELLS = 10

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from cellgan.data.manifest import SPLITS, DatasetManifest
-from cellgan.data.records import read_shard, split_files
-from cellgan.experiment import Experiment
+from cellgan.data.shards import read_shard, split_files
 from preprocessing.experiment_folder import make_manifest
 from preprocessing.pipeline import (
     add_covariates,
@@ -18,6 +17,9 @@ from preprocessing.pipeline import (
     add_splits,
     prepare_cells,
 )
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 ASSUMED_CLUSTERS = 10
 """Clusters are not computed for a survey; the cost hardly depends on their number."""

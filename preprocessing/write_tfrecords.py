@@ -13,14 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.data.records import (
+from cellgan.data.records import AtacRecords, CellRecords, RecordSchema
+from cellgan.data.shards import (
     RECORD_FILES,
     TEST_FILE,
     TRAIN_FILES,
     VALID_FILE,
-    AtacRecords,
-    CellRecords,
-    RecordSchema,
     open_shards,
 )
 from preprocessing.readers.cell_source import CellSource

@@ -62,6 +62,7 @@ ONLY_IMPORTS = {
         *GROUPS["pure"],
         "cellgan.data.dispersion",
         "cellgan.data.records",
+        "cellgan.data.shards",
         "preprocessing",
     ),
     "cellgan.evaluation": (

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from cellgan.data.manifest import SPLITS, CovariateVocabulary, DatasetManifest
-from cellgan.data.records import CellRecords, RecordSchema, open_shards
+from cellgan.data.records import CellRecords, RecordSchema
+from cellgan.data.shards import open_shards
 from cellgan.data.tfrecords import open_records
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import write_tfrecords

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tensorflow.distribute import Strategy
 
     from cellgan.composition.study import Study
-    from cellgan.data.batches import DataSource
     from cellgan.data.manifest import DatasetManifest
+    from cellgan.data.memory import DataSource
     from cellgan.experiment import Experiment
     from cellgan.models.base import GenerativeModel, TrainingStage
     from cellgan.training.distribution import BatchesFrom
@@ -55,7 +55,7 @@ class Train(Action):
 
         load_tensorflow()
         from cellgan import models
-        from cellgan.data import batches
+        from cellgan.data.memory import choose_data_source
         from cellgan.training import distribution
 
         if experiment.has_checkpoint:
@@ -63,7 +63,7 @@ class Train(Action):
         training = experiment.parameters.training
         strategy = distribution.make_strategy(training.distribution)
         log.info("%s: training on %s", experiment.name, distribution.devices())
-        source = batches.choose_data_source(
+        source = choose_data_source(
             experiment.records_folder,
             plan,
             distribution.common_data_source(strategy, training.data_source),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellgan.config.composition import (
-    EvaluationSet,
-)
 from cellgan.errors import ConfigError
 from cellgan.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from cellgan.config.composition import (
+        EvaluationSet,
+    )
 
 Rows = npt.NDArray[np.int64]
 

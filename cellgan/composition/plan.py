@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,16 @@ import numpy.typing as npt
 from cellgan.composition.eligible import Eligible, Rows, seeded_order
 from cellgan.config.composition import (
     Composition,
-    MixtureBlock,
-    Part,
-    Stratify,
 )
+from cellgan.config.sources import Stratify
 from cellgan.errors import ConfigError
 from cellgan.seeds import derive_seed
 
+if TYPE_CHECKING:
+    from cellgan.config.composition import Composition, MixtureBlock, Part
+
+SCHEMA_VERSION = 1
+"""Of the manifest of a study."""
 SOURCE = "source"
 
 
@@ -257,3 +260,17 @@ def describe_filter(column: str, op: str, value: Any) -> str:
     """Return a filter as one reads it."""
     shown = "" if value is None else f" {json.dumps(value, ensure_ascii=False)}"
     return f"{column} {op}{shown}"
+
+
+def training_seed(composition: Composition, seed: int) -> int:
+    """Return the seed that models are trained by."""
+    return composition.seeds[0] if composition.seed_scope == "data" else seed
+
+
+def missing_genes(document: Mapping[str, Any], name: str) -> str:
+    """Say how many genes an evaluation set lacks."""
+    n_missing = document["evaluations"][name]["genes"]["missing"]
+    return (
+        f"{n_missing:,} of the {document['genes']['n']:,} genes are not in its file "
+        "and count as zeros"
+    )

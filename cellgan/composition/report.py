@@ -25,12 +25,8 @@ import pandas as pd
 
 import cellgan
 from cellgan.composition import figures
-from cellgan.composition.statistics import (
-    TITLES,
-    TRAINED,
-    MixtureVerdict,
-    mixture_verdict,
-)
+from cellgan.composition.statistics import TITLES, TRAINED
+from cellgan.composition.verdicts import MixtureVerdict, mixture_verdict
 from cellgan.config.composition import Composition
 from cellgan.config.reading import as_json
 from cellgan.evaluation.figures.canvas import Picture

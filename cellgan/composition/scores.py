@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import anndata
 import keras
@@ -24,17 +24,17 @@ from sklearn.decomposition import PCA
 
 from cellgan.composition import report as composition_report
 from cellgan.composition import statistics as composition
+from cellgan.composition.agreement import latent_rows, loading_rows
+from cellgan.composition.plan import missing_genes
 from cellgan.composition.statistics import (
     COMPONENTS,
     MEAN_PROFILE,
     TRAINED,
     Statistic,
-    latent_rows,
-    loading_rows,
     resampled_medians,
     summarise,
 )
-from cellgan.composition.study import Study, missing_genes
+from cellgan.composition.study import Study
 from cellgan.config.composition import METRICS
 from cellgan.data.batches import CellBatch, cells_in_order
 from cellgan.data.cells import cell_batch
@@ -51,11 +51,13 @@ from cellgan.evaluation.metrics.reconstruction import (
     most_dispersed_genes,
 )
 from cellgan.evaluation.suite import median_bandwidths
-from cellgan.experiment import Experiment
 from cellgan.generation.pieces import piece_size, row_slices
 from cellgan.generation.trained_model import TrainedModel
 from cellgan.models.base import ReconstructingModel, Reconstruction
 from cellgan.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

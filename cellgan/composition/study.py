@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from cellgan.composition.plan import SCHEMA_VERSION, training_seed
 from cellgan.config.composition import (
     Budget,
     Composition,
@@ -29,9 +30,6 @@ from cellgan.config.reading import as_json, parse_experiment, read_json
 from cellgan.config.training import StageParameters
 from cellgan.errors import ConfigError, DataError
 from cellgan.experiment import Experiment
-
-SCHEMA_VERSION = 1
-
 
 RAW_PREFIX = "composition:"
 """What ``input_ds.raw_input`` of a study's experiments begins with; the fingerprint of
@@ -139,11 +137,6 @@ class Study:
         }
 
 
-def training_seed(composition: Composition, seed: int) -> int:
-    """Return the seed that models are trained by."""
-    return composition.seeds[0] if composition.seed_scope == "data" else seed
-
-
 def data_parameters(composition: Composition) -> dict[str, Any]:
     """Return what of a composition decides the corpora, as plain JSON values."""
     document = as_json(composition)
@@ -223,12 +216,3 @@ def experiment_parameters(
 ) -> ExperimentParameters:
     """Return the parameters of the experiment of one mixture and seed."""
     return parse_experiment(experiment_block(study, manifest, name), name)
-
-
-def missing_genes(document: Mapping[str, Any], name: str) -> str:
-    """Say how many genes an evaluation set lacks."""
-    n_missing = document["evaluations"][name]["genes"]["missing"]
-    return (
-        f"{n_missing:,} of the {document['genes']['n']:,} genes are not in its file "
-        "and count as zeros"
-    )

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cellgan
 from cellgan.config.reading import as_json
@@ -53,9 +53,11 @@ from cellgan.evaluation.report.document import (
 from cellgan.evaluation.report.verdict import verdict
 from cellgan.evaluation.scoring import overall_score
 from cellgan.evaluation.suite import Judged, Sides, judge_cells
-from cellgan.experiment import Experiment
 from cellgan.files import replacing
 from cellgan.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

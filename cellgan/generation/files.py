@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
@@ -26,9 +26,11 @@ import zarr
 
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment
 from cellgan.files import replacing
 from cellgan.generation.requests import MULTIMODAL
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 Pieces = Iterable[sp.csr_matrix]
 MultimodalPieces = Iterable[Mapping[str, sp.csr_matrix]]

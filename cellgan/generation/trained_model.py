@@ -37,11 +37,11 @@ from cellgan.experiment import Experiment
 from cellgan.generation.allotment import (
     assign_covariates,
     check_guidance,
-    draw_library_sizes,
     request_parts,
 )
 from cellgan.generation.files import write_cells
 from cellgan.generation.integer_counts import to_counts
+from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.pieces import piece_size, request_rows, row_slices
 from cellgan.generation.requests import (
     LIKE_DATA,
@@ -115,7 +115,7 @@ class Wishes(TypedDict, total=False):
     latents: str
     """``"posterior"`` or ``"prior"``, see `GenerationParameters`."""
     library_size: int | str
-    """See `cellgan.generation.allotment.draw_library_sizes`."""
+    """See `cellgan.generation.library_sizes.draw_library_sizes`."""
     solver: SolverSettings | None
 
 

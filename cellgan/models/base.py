@@ -17,10 +17,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import tensorflow as tf
 
-from cellgan.data.batches import CellBatch
-
 if TYPE_CHECKING:
     from cellgan.config.parameters import GenerationParameters
+    from cellgan.data.batches import CellBatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cellgan.errors import ConfigError, did_you_mean
-from cellgan.experiment import Experiment
 from cellgan.generation.allotment import (
     check_condition,
     check_guidance,
 )
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 
 def check_correction(

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -32,7 +32,6 @@ from cellgan.evaluation.metrics.integration import (
     compared_cells,
     integration,
 )
-from cellgan.experiment import Experiment
 from cellgan.generation.allotment import check_guidance
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, provenance
@@ -40,6 +39,9 @@ from cellgan.models.base import GenerationRequest, SolverSettings
 from cellgan.studies.checks import check_correction
 from cellgan.studies.figures import integration_figure
 from cellgan.studies.kit import change_category, set_aside, write_whole
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

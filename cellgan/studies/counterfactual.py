@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anndata
 import h5py
@@ -30,7 +30,6 @@ from cellgan.evaluation.metrics.counterfactual import (
     counterfactual_scores,
 )
 from cellgan.evaluation.metrics.integration import compared_cells
-from cellgan.experiment import Experiment
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import (
     TrainedModel,
@@ -45,6 +44,9 @@ from cellgan.studies.kit import (
     set_aside,
     writing,
 )
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

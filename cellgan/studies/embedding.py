@@ -12,7 +12,7 @@ import time
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import anndata
 import h5py
@@ -41,7 +41,6 @@ from cellgan.evaluation.metrics.reconstruction import (
     log_shares,
     most_dispersed_of_counts,
 )
-from cellgan.experiment import Experiment
 from cellgan.files import replacing
 from cellgan.generation.allotment import check_condition
 from cellgan.generation.trained_model import TrainedModel, provenance
@@ -49,6 +48,9 @@ from cellgan.models.base import GenerativeModel, ReconstructingModel
 from cellgan.seeds import derive_seed
 from cellgan.studies.checks import check_embedding
 from cellgan.studies.kit import cells_to_study, dense_rows, writing
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

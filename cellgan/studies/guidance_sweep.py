@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +22,14 @@ from cellgan.evaluation.comparison.sides import Comparison, compare_experiment
 from cellgan.evaluation.figures.plots import save
 from cellgan.evaluation.metrics import distribution, support, use
 from cellgan.evaluation.suite import covariate_agreements, make_sides
-from cellgan.experiment import Experiment
 from cellgan.generation.trained_model import TrainedModel, Wishes
 from cellgan.models.base import SolverSettings
 from cellgan.studies.checks import check_guided
 from cellgan.studies.figures import guidance_figure
 from cellgan.studies.kit import write_table
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import csv
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import anndata
 import numpy as np
@@ -20,12 +20,14 @@ import pandas as pd
 from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.figures.plots import save
-from cellgan.experiment import Experiment
 from cellgan.files import replacing
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import AdditiveModel
 from cellgan.studies.figures import influence_figure
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

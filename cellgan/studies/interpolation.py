@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
@@ -29,19 +30,17 @@ from cellgan.data.batches import CellBatch
 from cellgan.data.cells import cell_batch, name_frame
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment
-from cellgan.generation.allotment import (
-    Codes,
-    assign_covariates,
-    check_guidance,
-    draw_library_sizes,
-)
+from cellgan.generation.allotment import Codes, assign_covariates, check_guidance
 from cellgan.generation.files import read_processed
+from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.pieces import request_rows
 from cellgan.generation.trained_model import TrainedModel, provenance
 from cellgan.models.base import GenerationRequest, Mixture, SolverSettings
 from cellgan.studies.checks import InterpolationRequest, check_interpolation
 from cellgan.studies.kit import write_whole
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

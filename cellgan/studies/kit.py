@@ -6,7 +6,7 @@ import contextlib
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
@@ -15,9 +15,11 @@ import pandas as pd
 
 from cellgan.data.manifest import RNA
 from cellgan.errors import DataError
-from cellgan.experiment import Experiment
 from cellgan.files import replacing
 from cellgan.generation.files import OR_INPUT, read_processed
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 DENSE_OPTIONS = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 

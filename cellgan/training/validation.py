@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,12 @@ from cellgan.data.batches import CellBatch, evaluation_batches
 from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.evaluation.figures import plots
-from cellgan.experiment import Experiment
 from cellgan.models.base import GenerationRequest, GenerativeModel, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training.summaries import RunLog
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 VALIDATION_BATCH = 256
 PROJECTED_COMPONENTS = 50

@@ -10,18 +10,21 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellgan.config.composition import Composition, Source, VariableGenes
+from cellgan.config.composition import Composition, VariableGenes
+from cellgan.config.sources import Source
 from cellgan.data.dispersion import dispersions_in_bins
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from preprocessing.annotations import as_text
-from preprocessing.composition.sources import SourceFile
+
+if TYPE_CHECKING:
+    from preprocessing.composition.sources import SourceFile
 
 PER_CELL = 1e4
 DIGITS = 9

@@ -22,7 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellgan.composition.plan import describe_filter
-from cellgan.config.composition import LISTS, ORDERS, Filter, Quality, Source
+from cellgan.config.sources import LISTS, ORDERS, Filter, Quality, Source
 from cellgan.errors import ConfigError, DataError, did_you_mean
 from preprocessing.annotations import as_text
 from preprocessing.raw_counts import AUTO_LAYERS, CountsPlace, choose_counts

@@ -23,7 +23,7 @@ from cellgan.errors import ConfigError
 from preprocessing.sparse_blocks import join, keep
 
 if TYPE_CHECKING:
-    from cellgan.config.composition import DaskReader
+    from cellgan.config.sources import DaskReader
 
 CELLS_AT_ONCE = 2**11
 """Cells of a block read in this process: some 30 MB of a deep data set."""

@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from cellgan.composition.eligible import Eligible, exclude, hold_out, seeded_order
 from cellgan.composition.plan import part_sizes, plan_corpora, shares_of, slot_order
 from cellgan.composition.study import training_steps
-from cellgan.config.composition import (
-    Budget,
-    EvaluationSet,
-    MixtureBlock,
-    Part,
-    Stratify,
-)
+from cellgan.config.composition import Budget, EvaluationSet, MixtureBlock, Part
 from cellgan.config.parameters import StudyParameters
 from cellgan.config.reading import parse_study
+from cellgan.config.sources import Stratify
 from cellgan.errors import ConfigError
 
 
@@ -201,7 +196,7 @@ def test_seed_scope_says_what_differs_between_seeds(
     same_cells: object,
     training_seeds: list[int],
 ) -> None:
-    from cellgan.composition.study import training_seed
+    from cellgan.composition.plan import training_seed
 
     asked = study(MIXTURES, seeds=[4, 9], seed_scope=scope)
     found = rows_of(asked, a=eligible(100), b=eligible(40))

@@ -9,21 +9,23 @@ import pandas as pd
 import pytest
 
 from cellgan.composition import figures
+from cellgan.composition.agreement import (
+    canonical_correlations,
+    latent_rows,
+    linear_predictability,
+    loading_rows,
+    top_gene_overlap,
+)
 from cellgan.composition.statistics import (
     COMPONENTS,
     MEAN_PROFILE,
     TRAINED,
     Statistic,
-    canonical_correlations,
-    latent_rows,
-    linear_predictability,
-    loading_rows,
     log2_ratio,
-    mixture_verdict,
     resampled_medians,
     summarise,
-    top_gene_overlap,
 )
+from cellgan.composition.verdicts import mixture_verdict
 
 MIXTURES = ("base", "control", "plus")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cellgan.config.composition import Filter, Part
+from cellgan.config.composition import Part
 from cellgan.config.reading import as_json, load_parameters
+from cellgan.config.sources import Filter
 from cellgan.errors import ConfigError
 from tests.composition_studies import write_parameters
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cellgan.data import batches
+from cellgan.data import memory
 from cellgan.data.batches import (
     CellBatch,
     cells_in_order,
-    choose_data_source,
     evaluation_batches,
     prepared_batches,
     training_batches,
 )
-from cellgan.data.records import RecordSchema, read_shard, split_files
+from cellgan.data.memory import choose_data_source
+from cellgan.data.records import RecordSchema
+from cellgan.data.shards import read_shard, split_files
 from cellgan.errors import DataError
 from tests.data.test_records import manifest_of_reference
 from tests.records_folder import RecordsFolder, make_records, write_shard
@@ -251,10 +252,10 @@ def test_evaluation_batches_hold_both_modalities(multiome) -> None:
 def test_memory_of_both_modalities_is_counted(multiome, monkeypatch) -> None:
     rows = training_rows(multiome)
     n_values = multiome.cells.X[rows].nnz + multiome.atac.X[rows].nnz
-    needed = 8 * n_values / batches.MEMORY_SHARE
+    needed = 8 * n_values / memory.MEMORY_SHARE
     chosen = []
     for available in (needed * 1.01, needed * 0.99):
-        monkeypatch.setattr(batches, "_available_bytes", lambda n=available: n)
+        monkeypatch.setattr(memory, "_available_bytes", lambda n=available: n)
         chosen.append(choose_data_source(multiome.folder, multiome.manifest, "auto"))
 
     assert chosen == ["memory", "disk"]
@@ -381,9 +382,9 @@ def test_data_source_is_memory_when_the_cells_fit(records, monkeypatch, caplog) 
     caplog.set_level("INFO", "cellgan")
     chosen = []
     training = records.cells.X[training_rows(records)]
-    needed = 8 * training.nnz / batches.MEMORY_SHARE
+    needed = 8 * training.nnz / memory.MEMORY_SHARE
     for available in (needed * 1.01, needed * 0.99):
-        monkeypatch.setattr(batches, "_available_bytes", lambda n=available: n)
+        monkeypatch.setattr(memory, "_available_bytes", lambda n=available: n)
         chosen.append(choose_data_source(records.folder, records.manifest, "auto"))
 
     assert chosen == ["memory", "disk"]
@@ -403,10 +404,10 @@ def test_available_memory_is_that_of_the_tightest_control_group(tmp_path) -> Non
     (job.parent / "memory.max").write_text("5000\n")
     (job.parent / "memory.current").write_text("2000\n")
 
-    left = list(batches._control_group_bytes("0::/slurm/job_7\n", tmp_path))
+    left = list(memory._control_group_bytes("0::/slurm/job_7\n", tmp_path))
 
     assert left == [3000]
-    assert 2**20 < batches._available_bytes() < 2**50
+    assert 2**20 < memory._available_bytes() < 2**50
 
 
 def open_everything(folder: Path, records: RecordsFolder) -> Iterator[None]:

@@ -15,16 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellgan.data.records import (
-    RECORD_FILES,
     AtacRecords,
     CellRecords,
     RecordSchema,
-    concatenate,
     decode_examples,
     encode_examples,
-    read_shard,
-    split_files,
 )
+from cellgan.data.shards import RECORD_FILES, concatenate, read_shard, split_files
 from cellgan.errors import DataError
 from cellgan.experiment import reference_manifest
 from tests.manifests import make_manifest

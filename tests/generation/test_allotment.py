@@ -19,11 +19,10 @@ from cellgan.generation.allotment import (
     check_condition,
     check_guidance,
     doubts,
-    draw_library_sizes,
-    pooled_moments,
     read_requests,
     request_parts,
 )
+from cellgan.generation.library_sizes import draw_library_sizes, pooled_moments
 from cellgan.generation.requests import LIKE_DATA
 from cellgan.models.cfgen.config import CfgenConfig, FlowConfig
 from cellgan.models.gan.config import GanConfig

@@ -16,10 +16,8 @@ from cellgan.layers.count_draws import (
     sample_negative_binomial,
     sample_poisson,
 )
-from cellgan.layers.likelihoods import (
-    Bernoulli,
-    NegativeBinomial,
-    Poisson,
+from cellgan.layers.likelihoods import Bernoulli, NegativeBinomial, Poisson
+from cellgan.layers.log_probabilities import (
     bernoulli_log_prob,
     negative_binomial_log_prob,
     negative_binomial_softmax_loss,

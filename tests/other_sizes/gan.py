@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellgan.config.input import SplitParameters
-from cellgan.data.records import read_shard
+from cellgan.data.shards import read_shard
 from preprocessing.splits import assign_splits
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.data.test_records import manifest_of_reference

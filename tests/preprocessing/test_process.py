@@ -21,7 +21,7 @@ import scipy.sparse as sp
 
 import preprocessing
 from cellgan.config.reading import parse_experiment
-from cellgan.data.records import read_shard
+from cellgan.data.shards import read_shard
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.experiment import Experiment
 from preprocessing import experiment_folder

@@ -20,7 +20,7 @@ import preprocessing
 from cellgan.config.input import InputParameters
 from cellgan.config.reading import parse_experiment
 from cellgan.data.manifest import DatasetManifest
-from cellgan.data.records import read_shard
+from cellgan.data.shards import read_shard
 from cellgan.errors import CellganError, DataError
 from cellgan.evaluation.comparison.cell_files import open_cells
 from cellgan.experiment import Experiment

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellgan.data.manifest import CovariateVocabulary
-from cellgan.data.records import RECORD_FILES, concatenate, read_shard
+from cellgan.data.shards import RECORD_FILES, concatenate, read_shard
 from cellgan.errors import DataError
 from preprocessing.readers.cell_source import CellSource
 from preprocessing.write_tfrecords import assign_files, write_tfrecords

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,10 @@ from cellgan.evaluation.comparison.cell_files import (
 )
 from cellgan.evaluation.comparison.draws import DrawnCells, DrawnLabel, draw_cells
 from cellgan.evaluation.comparison.space import LIBRARY_SIZE, Labels, Rows, scale_cells
-from cellgan.experiment import Experiment
 from cellgan.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from cellgan.experiment import Experiment
 
 FEWEST_CELLS = 10
 """Fewer cells than this on either side are not worth a comparison."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from cellgan.evaluation.metrics.support import neighbour_weights
+from cellgan.evaluation.metrics.mixing import neighbour_weights
 from cellgan.seeds import derive_seed
 
 PERPLEXITY = 30.0

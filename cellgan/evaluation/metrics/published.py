@@ -25,15 +25,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from cellgan.evaluation.comparison.pairs import Side
 from cellgan.evaluation.comparison.space import Floats, Matrix, dense, scale_cells
-from cellgan.evaluation.metrics.support import (
-    MOST_MIXED,
-    Neighbours,
-    distances,
-    local_mixing,
-    nearest,
-    nearest_own,
-    prdc,
-)
+from cellgan.evaluation.metrics.mixing import MOST_MIXED, Neighbours, local_mixing
+from cellgan.evaluation.metrics.support import distances, nearest, nearest_own, prdc
 from cellgan.seeds import derive_seed
 
 Points: TypeAlias = npt.NDArray[np.floating]

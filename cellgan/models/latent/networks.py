@@ -21,8 +21,8 @@ from cellgan.layers.likelihoods import (
     CountDistribution,
     NegativeBinomial,
     Poisson,
-    negative_binomial_softmax_loss,
 )
+from cellgan.layers.log_probabilities import negative_binomial_softmax_loss
 from cellgan.layers.stacks import (
     all_unbiased,
     dense_stack,

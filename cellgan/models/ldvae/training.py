@@ -19,7 +19,7 @@ import tensorflow as tf
 from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import RNA, DatasetManifest
 from cellgan.layers import BatchStatistics
-from cellgan.layers.likelihoods import negative_binomial_softmax_loss
+from cellgan.layers.log_probabilities import negative_binomial_softmax_loss
 from cellgan.models.base import TrainingStage, weight_histograms
 from cellgan.models.latent.autoencoder import CountMoments
 from cellgan.models.ldvae.networks import (

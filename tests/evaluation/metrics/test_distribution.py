@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from cellgan.evaluation.comparison.pairs import Resamples, make_pair
-from cellgan.evaluation.metrics import distribution
+from cellgan.evaluation.metrics import distribution, transport
 from cellgan.evaluation.metrics.distribution import (
     METRICS,
     discrepancies,
@@ -24,9 +24,11 @@ from cellgan.evaluation.metrics.distribution import (
     mean_kernel,
     mmd_permutation_p,
     n_transported,
+    rows_of_all_labels,
+)
+from cellgan.evaluation.metrics.transport import (
     potentials,
     potentials_on_line,
-    rows_of_all_labels,
     transport_costs,
 )
 from cellgan.seeds import derive_seed
@@ -338,7 +340,7 @@ def test_sliced_distance_of_shifted_cells_is_the_mean_projection_of_the_shift():
         math.sqrt(math.pi) * math.gamma((n_components + 1) / 2)
     )
     length = 2.0 * np.sqrt(n_components)
-    error = 0.19 / np.sqrt(distribution.N_DIRECTIONS)
+    error = 0.19 / np.sqrt(transport.N_DIRECTIONS)
     assert mean_cosine == pytest.approx(0.259, abs=1e-3)
     assert found == pytest.approx(length * mean_cosine, abs=5 * length * error)
 

@@ -11,15 +11,17 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from cellgan.evaluation.metrics import support
 from cellgan.evaluation.metrics.distribution import equal_sides
+from cellgan.evaluation.metrics.mixing import (
+    Neighbours,
+    local_mixing,
+    nearest_is_own,
+    neighbour_weights,
+)
 from cellgan.evaluation.metrics.support import (
     METRICS,
-    Neighbours,
     distances,
-    local_mixing,
     nearest,
-    nearest_is_own,
     nearest_own,
-    neighbour_weights,
     prdc,
     support_metrics,
 )

@@ -14,11 +14,8 @@ from cellgan.data.batches import CellBatch
 from cellgan.data.manifest import ATAC, CovariateVocabulary, find_combinations
 from cellgan.errors import ConfigError
 from cellgan.layers import BatchNormalization
-from cellgan.layers.likelihoods import (
-    NegativeBinomial,
-    ZeroInflatedNegativeBinomial,
-    negative_binomial_softmax_loss,
-)
+from cellgan.layers.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
+from cellgan.layers.log_probabilities import negative_binomial_softmax_loss
 from cellgan.models import build_model
 from cellgan.models.base import GenerationRequest
 from cellgan.models.ldvae.networks import (

@@ -19,9 +19,10 @@ import scipy.sparse as sp
 
 from cellgan.cli import main
 from cellgan.composition.study import Study
-from cellgan.config.composition import Filter, Quality, Source, VariableGenes
+from cellgan.config.composition import VariableGenes
 from cellgan.config.reading import load_parameters
-from cellgan.data.records import RECORD_FILES, read_shard
+from cellgan.config.sources import Filter, Quality, Source
+from cellgan.data.shards import RECORD_FILES, read_shard
 from cellgan.errors import CellganError, ConfigError, DataError
 from cellgan.evaluation.metrics.reconstruction import (
     log_normalized,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellgan.config.composition import DaskReader
+from cellgan.config.sources import DaskReader
 from cellgan.errors import ConfigError
 from preprocessing.readers.rows import (
     CELLS_AT_ONCE,
