@@ -28,9 +28,6 @@ from cellgan.composition.plan import (
     Corpus,
     data_seed,
 )
-from cellgan.composition.study import (
-    Study,
-)
 from cellgan.config.composition import Composition
 from cellgan.data.manifest import SPLITS
 from cellgan.errors import DataError
@@ -54,6 +51,9 @@ from preprocessing.readers.rows import (
 from preprocessing.write_tfrecords import write_tfrecords
 
 if TYPE_CHECKING:
+    from cellgan.composition.study import (
+        Study,
+    )
     from cellgan.experiment import Experiment
     from preprocessing.composition.plan import Plan, Surveyed
 
