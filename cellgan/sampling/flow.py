@@ -149,7 +149,7 @@ def checked_solver(
     if jit and not is_fixed:
         field = tf.function(velocity, jit_compile=True, autograph=False)
 
-    @tf.function(jit_compile=jit and is_fixed)
+    @tf.function(jit_compile=jit and is_fixed, autograph=not is_fixed)
     def compiled(start: tf.Tensor, *context: tf.Tensor) -> Solution:
         return solve(
             lambda latent, time: field(latent, time, *context),

@@ -234,7 +234,7 @@ def test_cells_without_labels_are_compared(tmp_path):
     document = evaluate(experiment)
     assert pooled(document)["mmd_squared"].value is not None
     assert pooled(document)["label_agreement"].value is None
-    assert entry_of(document)["labels"] == {}
+    assert entry_of(document).labels == {}
 
 
 def test_refused_cells_leave_the_earlier_report(tmp_path):

@@ -254,7 +254,7 @@ def test_cells_that_cannot_be_read_are_refused_in_one_message(
         (["--embed", "--save_path", "a.zarr"], "go to .h5ad files alone"),
         (
             ["--embed", "--generate", "--save_path", "a.h5ad"],
-            "--save_path would be of --embed and of --generate",
+            "--save_path would be of --generate and of --embed",
         ),
         (["--generate", "--n-samples", "3"], "--n-samples goes with --embed"),
         (["--generate", "--latents", "noise"], '--latents: "noise" found, expected'),
