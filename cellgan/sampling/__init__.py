@@ -23,9 +23,7 @@ from cellgan.sampling.guidance import (
     drop_covariates,
     drop_each_covariate,
     guidance_branches,
-    guided_prediction,
     nested_branches,
-    nested_codes,
 )
 from cellgan.sampling.noise_schedules import (
     NoiseSchedule,
@@ -52,10 +50,8 @@ __all__ = [
     "drop_each_covariate",
     "even_full_steps",
     "guidance_branches",
-    "guided_prediction",
     "linear_betas",
     "nested_branches",
-    "nested_codes",
     "pair_noise",
     "solve",
     "spaced_steps",

@@ -17,7 +17,7 @@ category.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,8 +29,8 @@ Dropping = Literal["independent", "joint"]
 class Branch(NamedTuple):
     """One prediction that guidance needs, and its weight in the sum."""
 
-    covariate: str | None
-    """The one that cells are conditioned on; None for none."""
+    covariates: frozenset[str]
+    """Those that cells keep their codes of; the others are null."""
     weight: float
 
 
@@ -49,8 +49,8 @@ def guidance_branches(
     scales
         Guidance scale of each guided covariate; 0 is as good as not guided.
     codes
-        Codes of all cells, ``(n_cells,)`` per covariate. One that all cells have the
-        null code of is not guided.
+        Codes of all cells, ``(n_cells,)`` per covariate. One that is missing, or that
+        all cells have the null code of, is not guided.
     null_codes
         Null code of each covariate.
 
@@ -63,28 +63,17 @@ def guidance_branches(
     Palma et al. (2025), Multi-Modal and Multi-Attribute Generation of Single Cells with
     CFGen, section 4.3. https://arxiv.org/abs/2407.11734
     """
-    guided = [
-        Branch(name, scale)
-        for name, scale in scales.items()
-        if not np.all(np.asarray(codes[name]) == null_codes[name])
-    ]
-    unconditional = Branch(None, 1 - sum(branch.weight for branch in guided))
-    return tuple(branch for branch in (unconditional, *guided) if branch.weight)
-
-
-class NestedBranch(NamedTuple):
-    """One prediction that guidance by covariates together needs, and its weight."""
-
-    covariates: frozenset[str]
-    """Those that cells are conditioned on."""
-    weight: float
+    guided = _guided(scales, codes, null_codes)
+    branches = [Branch(frozenset(), 1 - sum(guided.values()))]
+    branches += [Branch(frozenset({name}), scale) for name, scale in guided.items()]
+    return tuple(branch for branch in branches if branch.weight)
 
 
 def nested_branches(
     scales: Mapping[str, float],
     codes: Mapping[str, np.ndarray],
     null_codes: Mapping[str, int],
-) -> tuple[NestedBranch, ...]:
+) -> tuple[Branch, ...]:
     """Return the branches that have a part in guidance by covariates together.
 
     With equal scales there are two, with all covariates and with none:
@@ -104,85 +93,43 @@ def nested_branches(
     Ho and Salimans (2022), Classifier-Free Diffusion Guidance, equation 6 (its weight
     is ``scale - 1``). https://arxiv.org/abs/2207.12598
     """
-    guided = {
-        name: scale
-        for name, scale in scales.items()
-        if not np.all(np.asarray(codes[name]) == null_codes[name])
-    }
+    guided = _guided(scales, codes, null_codes)
     levels = sorted({0.0, *guided.values()}, reverse=True)
-    branches = [NestedBranch(frozenset(), 1 - levels[0])]
+    branches = [Branch(frozenset(), 1 - levels[0])]
     branches += [
-        NestedBranch(frozenset(n for n, of in guided.items() if of >= level), weight)
+        Branch(frozenset(n for n, scale in guided.items() if scale >= level), weight)
         for level, below in itertools.pairwise(levels)
         if (weight := level - below)
     ]
     return tuple(branch for branch in branches if branch.weight)
 
 
-def nested_codes(
-    branches: Sequence[NestedBranch],
+def _guided(
+    scales: Mapping[str, float],
     codes: Mapping[str, np.ndarray],
     null_codes: Mapping[str, int],
-) -> dict[str, np.ndarray]:
-    """Return the codes that each branch shows, ``(n_branches, n_cells)`` int32.
-
-    Parameters
-    ----------
-    branches
-        Of `nested_branches`.
-    codes
-        Codes of all cells, ``(n_cells,)``, of covariates that have a null code; others
-        are not looked at.
-    null_codes
-        Null code of each covariate.
-    """
-    shows = {
-        name: np.array([[name in of.covariates] for of in branches])
-        for name in null_codes
-    }
+) -> dict[str, float]:
+    """Return the scales of covariates that some cell is conditioned on."""
     return {
-        name: np.where(shows[name], codes[name], null).astype(np.int32)
-        for name, null in null_codes.items()
+        name: scale
+        for name, scale in scales.items()
+        if name in codes and not np.all(np.asarray(codes[name]) == null_codes[name])
     }
 
 
 def branch_codes(
-    branch: Branch, codes: Mapping[str, tf.Tensor], null_codes: Mapping[str, int]
-) -> dict[str, tf.Tensor]:
-    """Return the codes ``(n_cells,)`` with all null but those of the branch."""
+    branch: Branch,
+    codes: Mapping[str, np.ndarray],
+    null_codes: Mapping[str, int],
+    n_cells: int,
+) -> dict[str, np.ndarray]:
+    """Return the codes ``(n_cells,)`` int32, all null but those of the branch."""
     return {
-        name: of_cells
-        if name == branch.covariate
-        else tf.fill(tf.shape(of_cells), null_codes[name])
-        for name, of_cells in codes.items()
+        name: np.asarray(codes[name], np.int32)
+        if name in branch.covariates
+        else np.full(n_cells, null, np.int32)
+        for name, null in null_codes.items()
     }
-
-
-def guided_prediction(
-    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    latent: tf.Tensor,
-    conditions: tf.Tensor,
-    weights: Sequence[float],
-) -> tf.Tensor:
-    """Return the weighted sum of predictions, all branches in one stacked batch.
-
-    Parameters
-    ----------
-    predict
-        ``(latents, condition embeddings) -> predictions``, row by row.
-    latent
-        ``(n_cells, n_latent)``.
-    conditions
-        ``(n_branches, n_cells, n_embedding)``.
-    weights
-        Of the branches; they add up to 1.
-    """
-    n_branches = len(weights)
-    stacked = predict(
-        tf.tile(latent, (n_branches, 1)),
-        tf.reshape(conditions, (-1, conditions.shape[-1])),
-    )
-    return weighted_sum(tf.split(stacked, n_branches), weights)
 
 
 def weighted_sum(values: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:

@@ -10,9 +10,7 @@ from cellgan.sampling.guidance import (
     drop_covariates,
     drop_each_covariate,
     guidance_branches,
-    guided_prediction,
     nested_branches,
-    nested_codes,
 )
 
 NULL = {"cell_type": 4, "site": 2}
@@ -23,52 +21,46 @@ CODES = {
 SEED = tf.constant([3, 4])
 
 
+def by_names(branches):
+    return {" ".join(sorted(kept)): weight for kept, weight in branches}
+
+
 @pytest.mark.parametrize(
     ("scales", "expected"),
     [
-        ({}, {None: 1}),
-        ({"cell_type": 0.0, "site": 0.0}, {None: 1}),
+        ({}, {"": 1}),
+        ({"cell_type": 0.0, "site": 0.0}, {"": 1}),
         ({"cell_type": 1.0}, {"cell_type": 1}),
         ({"cell_type": 1.0, "site": 0.0}, {"cell_type": 1}),
-        ({"cell_type": 3.0}, {None: -2, "cell_type": 3}),
+        ({"cell_type": 3.0}, {"": -2, "cell_type": 3}),
         (
             {"cell_type": 1.0, "site": 2.5},
-            {None: -2.5, "cell_type": 1, "site": 2.5},
+            {"": -2.5, "cell_type": 1, "site": 2.5},
         ),
         ({"cell_type": 0.5, "site": 0.5}, {"cell_type": 0.5, "site": 0.5}),
     ],
 )
 def test_only_branches_with_a_weight_are_computed(scales, expected):
-    assert dict(guidance_branches(scales, CODES, NULL)) == expected
+    assert by_names(guidance_branches(scales, CODES, NULL)) == expected
 
 
 def test_covariate_that_is_null_in_all_cells_has_no_branch():
     codes = CODES | {"site": np.full(4, NULL["site"])}
     branches = guidance_branches({"cell_type": 2.0, "site": 5.0}, codes, NULL)
-    assert dict(branches) == {None: -1, "cell_type": 2}
+    assert by_names(branches) == {"": -1, "cell_type": 2}
+    del codes["site"]
+    scales = {"cell_type": 2.0, "site": 5.0}
+    assert guidance_branches(scales, codes, NULL) == branches
 
 
-def test_codes_of_a_branch_are_null_but_for_its_covariate():
-    found = branch_codes(Branch("site", 1.0), CODES, NULL)
-    np.testing.assert_array_equal(found["cell_type"], [4, 4, 4, 4])
-    np.testing.assert_array_equal(found["site"], CODES["site"])
-    unconditional = branch_codes(Branch(None, 1.0), CODES, NULL)
-    np.testing.assert_array_equal(unconditional["site"], [2, 2, 2, 2])
-
-
-def test_guided_prediction_is_the_formula_in_one_call():
-    calls = []
-
-    def predict(latent, condition):
-        calls.append(latent.shape)
-        return latent * condition
-
-    latent = tf.constant([[1.0, 2.0], [3.0, 4.0]])
-    conditions = tf.constant([1.0, 10.0, 100.0])[:, None, None] * tf.ones((3, 2, 2))
-    found = guided_prediction(predict, latent, conditions, (-2.5, 1.0, 2.5))
-    expected = latent + 1.0 * (10 - 1) * latent + 2.5 * (100 - 1) * latent
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert calls == [(6, 2)]
+@pytest.mark.parametrize("kept", [(), ("site",), ("cell_type", "site")])
+def test_codes_of_a_branch_are_null_but_for_its_covariates(kept):
+    codes = {name: CODES[name] for name in kept}
+    found = branch_codes(Branch(frozenset(kept), 1.0), codes, NULL, 4)
+    for name, null in NULL.items():
+        np.testing.assert_array_equal(found[name], codes.get(name, np.full(4, null)))
+    everything = branch_codes(Branch(frozenset(kept), 1.0), CODES, NULL, 4)
+    np.testing.assert_equal(everything, found)
 
 
 def dropped(probability, per="cell", n_cells=30_000):
@@ -143,9 +135,8 @@ def test_drawing_compiles_by_xla():
 )
 def test_nested_branches_are_those_of_the_largest_scales(scales, expected):
     found = nested_branches(scales, CODES, NULL)
-    by_names = {" ".join(sorted(of.covariates)): of.weight for of in found}
-    assert by_names == expected
-    assert sum(by_names.values()) == 1
+    assert by_names(found) == expected
+    assert sum(branch.weight for branch in found) == 1
 
 
 def test_nested_branches_do_not_depend_on_the_order_of_covariates():
@@ -160,10 +151,7 @@ def test_nested_guidance_has_no_jump_where_scales_meet():
 
     def guided(scale):
         branches = nested_branches({"cell_type": scale, "site": 2.0}, CODES, NULL)
-        names = [" ".join(sorted(of.covariates)) for of in branches]
-        return sum(
-            of.weight * alone[name] for of, name in zip(branches, names, strict=True)
-        )
+        return sum(w * alone[names] for names, w in by_names(branches).items())
 
     assert guided(2.0) == pytest.approx(1 + 2 * (4 - 1))
     for near in (2.0 - 1e-6, 2.0 + 1e-6):
@@ -173,20 +161,7 @@ def test_nested_guidance_has_no_jump_where_scales_meet():
 def test_nested_covariate_that_is_null_in_all_cells_is_not_guided():
     codes = CODES | {"site": np.full(4, NULL["site"])}
     branches = nested_branches({"cell_type": 2.0, "site": 5.0}, codes, NULL)
-    assert [(set(of.covariates), of.weight) for of in branches] == [
-        (set(), -1),
-        ({"cell_type"}, 2),
-    ]
-
-
-def test_nested_codes_are_null_but_for_those_of_a_branch():
-    branches = nested_branches({"cell_type": 1.0, "site": 2.5}, CODES, NULL)
-    assert len({of.covariates for of in branches}) == len(branches) > 1
-    found = nested_codes(branches, CODES, NULL)
-    for name in NULL:
-        for branch, of_branch in zip(branches, found[name], strict=True):
-            shown = CODES[name] if name in branch.covariates else np.full(4, NULL[name])
-            np.testing.assert_array_equal(of_branch, shown)
+    assert list(by_names(branches).items()) == [("", -1), ("cell_type", 2)]
 
 
 @pytest.mark.parametrize("dropping", ["independent", "joint"])

@@ -60,9 +60,9 @@ from cellgan.sampling import (
     NoiseSchedule,
     Sampler,
     add_noise,
+    branch_codes,
     even_full_steps,
     nested_branches,
-    nested_codes,
     spaced_steps,
     uneven_full_steps,
 )
@@ -279,33 +279,27 @@ class LatentDiffusion(ReconstructingModel):
         Of mixed categories, each has the branches of guidance, with its share.
         """
         null_codes, n_cells = self._network.null_codes, request.n_cells
-        known = {
-            name: np.asarray(of, np.int32)
-            for name, of in request.covariates.items()
-            if name in null_codes
-        }
         scales = {
             name: 1.0
             if self._config.reference_behaviour
             else request.guidance.get(name, 1.0)
-            for name in known
+            for name in null_codes
         }
-        branches = nested_branches(scales, known, null_codes)
-        nulls = {
-            name: np.full(n_cells, null, np.int32) for name, null in null_codes.items()
-        }
-        sides, shares = [{**nulls, **known}], np.ones((1, n_cells), np.float32)
+        branches = nested_branches(scales, request.covariates, null_codes)
+        sides, shares = [request.covariates], np.ones((1, n_cells), np.float32)
         mixture = request.mixture
         if mixture is not None and null_codes:
             sides.append({**sides[0], mixture.covariate: mixture.codes})
             shares = np.stack([1 - mixture.shares, mixture.shares])
         weights = np.stack([branch.weight * shares for branch in branches])
         weights = weights.astype(np.float32).reshape(-1, n_cells)
-        joined = {
-            name: np.concatenate([side[name] for side in sides]) for name in null_codes
-        }
-        codes = nested_codes(branches, joined, null_codes)
-        return {name: of.reshape(-1, n_cells) for name, of in codes.items()}, weights
+        rows = [
+            branch_codes(branch, side, null_codes, n_cells)
+            for branch in branches
+            for side in sides
+        ]
+        codes = {name: np.stack([row[name] for row in rows]) for name in null_codes}
+        return codes, weights
 
     def _pulls(self, request: GenerationRequest) -> dict[str, Rows]:
         """Return how strongly each category pulls each cell, by covariate.

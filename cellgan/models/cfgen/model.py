@@ -381,8 +381,8 @@ class LatentFlow(ReconstructingModel):
         self, scales: Mapping[str, float], codes: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[Branch, ...]:
         null_codes = self._network.null_codes
-        guided = {name: scales.get(name, 1.0) for name in null_codes if name in codes}
-        return guidance_branches(guided, codes, null_codes)
+        of_all = {name: scales.get(name, 1.0) for name in null_codes}
+        return guidance_branches(of_all, codes, null_codes)
 
     def _conditions(
         self,
@@ -397,24 +397,18 @@ class LatentFlow(ReconstructingModel):
         each cell in each branch: time is then joined to each category once.
         """
         null_codes = self._network.null_codes
+        by_branch = [
+            branch_codes(branch, codes, null_codes, self._block_size)
+            for branch in branches
+        ]
         if categories is None:
-            # A request may name covariates that are not embedded, and leave out others.
-            nulls = {
-                name: tf.fill((self._block_size,), null)
-                for name, null in null_codes.items()
-            }
-            known = {name: codes.get(name, of) for name, of in nulls.items()}
-            embedded = [
-                self._condition(branch_codes(branch, known, null_codes), _logs(sizes))
-                for branch in branches
-            ]
-            return (tf.stack(embedded),)
+            logs = _logs(sizes)
+            return (tf.stack([self._condition(own, logs) for own in by_branch]),)
         rows = np.zeros((len(branches), self._block_size), np.int32)
-        for index, (covariate, _) in enumerate(branches):
-            if covariate is not None:
-                own = codes[covariate].numpy()
-                first = self._first_row(covariate)
-                rows[index] = np.where(own == null_codes[covariate], 0, first + own)
+        for row, own in zip(rows, by_branch, strict=True):
+            for name, null in null_codes.items():
+                first = self._first_row(name)
+                row += np.where(own[name] == null, 0, first + own[name])
         return categories, tf.constant(rows)
 
     def _embedded_categories(self) -> tf.Tensor | None:

@@ -266,8 +266,7 @@ class VelocityNet(SizedLayer):
     ) -> tf.Tensor:
         """Return the weighted sum of the velocities under several conditions.
 
-        Equal to `cellgan.sampling.guided_prediction` with this network, and cheaper:
-        what comes before the first condition is computed once, and so is the output
+        What comes before the first condition is computed once, and so is the output
         layer, of the sum.
 
         Parameters
