@@ -54,6 +54,7 @@ from cellgan.models.latent.stage import (
     cells_of_block,
     fold_in,
     joined_cells,
+    padded_tensors,
     reconstruct_by,
 )
 from cellgan.sampling import (
@@ -183,10 +184,7 @@ class LatentDiffusion(ReconstructingModel):
                     "scales, take more steps, or train the model further."
                 )
                 raise SamplingError(message)
-            sizes = {
-                name: tf.constant(block.padded(of))
-                for name, of in (request.library_sizes or {}).items()
-            }
+            sizes = padded_tensors(request.library_sizes or {}, block)
             made = self._decode_block(
                 latent,
                 sizes,
@@ -242,10 +240,7 @@ class LatentDiffusion(ReconstructingModel):
         """Return the scaled latents of the source; zeros without one."""
         if request.source is None:
             return tf.zeros((self._block_size, self._network.n_latent))
-        features = {
-            name: tf.constant(block.padded(np.asarray(of)))
-            for name, of in request.source.features.items()
-        }
+        features = padded_tensors(request.source.features, block)
         return self._scale(self._encode(features))
 
     def _first_position(

@@ -53,7 +53,7 @@ from cellgan.models.latent.stage import (
     cells_of_block,
     fold_in,
     joined_cells,
-    padded_codes,
+    padded_tensors,
     reconstruct_by,
 )
 from cellgan.optimizers import make_optimizer
@@ -309,11 +309,8 @@ class LatentFlow(ReconstructingModel):
         pieces = []
         for block in blocks_of(request, self._block_size):
             start = self._start(request, block, categories)
-            codes = padded_codes(request.covariates, block)
-            sizes = {
-                name: tf.constant(block.padded(of))
-                for name, of in (request.library_sizes or {}).items()
-            }
+            codes = padded_tensors(request.covariates, block, np.int32)
+            sizes = padded_tensors(request.library_sizes or {}, block)
             conditions = self._conditions(branches, codes, sizes, categories)
             latent = forward(start, *conditions)
             made = self._decode_block(
@@ -356,18 +353,12 @@ class LatentFlow(ReconstructingModel):
             seed = tf.constant((derive_seed(request.seed, "noise"), 0), tf.int32)
             return self._draw_noise(seed, tf.constant(block.number, tf.int64))
         source = request.source
-        features = {
-            name: tf.constant(block.padded(np.asarray(of)))
-            for name, of in source.features.items()
-        }
-        sizes = {
-            name: tf.constant(block.padded(np.asarray(of)))
-            for name, of in source.library_size.items()
-        }
+        features = padded_tensors(source.features, block)
+        sizes = padded_tensors(source.library_size, block)
         of_source = {k: np.asarray(v) for k, v in source.covariates.items()}
         branches = self._branches(request.guidance, of_source)
         backward = self._solver(branches, request.solver, reverse=True)
-        codes = padded_codes(of_source, block)
+        codes = padded_tensors(of_source, block, np.int32)
         latent = self._scale(self._encode(features))
         conditions = self._conditions(branches, codes, sizes, categories)
         return backward(latent, *conditions)

@@ -250,13 +250,13 @@ def block_size(n_features: int) -> int:
     return size
 
 
-def padded_codes(
-    codes: Mapping[str, npt.NDArray[Any]], block: Block
+def padded_tensors(
+    arrays: Mapping[str, Any], block: Block, dtype: npt.DTypeLike | None = None
 ) -> dict[str, tf.Tensor]:
-    """Return the codes of a request's cells for a block, see `Block.padded`."""
+    """Return arrays of a request's cells for a block, see `Block.padded`."""
     return {
-        name: tf.constant(block.padded(np.asarray(of, np.int32)))
-        for name, of in codes.items()
+        name: tf.constant(block.padded(np.asarray(array, dtype)))
+        for name, array in arrays.items()
     }
 
 

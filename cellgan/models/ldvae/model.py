@@ -44,7 +44,7 @@ from cellgan.models.latent.stage import (
     cells_of_block,
     fold_in,
     joined_cells,
-    padded_codes,
+    padded_tensors,
 )
 from cellgan.models.ldvae.config import LinearVaeConfig
 from cellgan.models.ldvae.networks import (
@@ -132,7 +132,7 @@ class LinearVae(ReconstructingModel):
             sizes = (request.library_sizes or {}).get(RNA)
             made = self._made(
                 source,
-                padded_codes(request.covariates, block),
+                padded_tensors(request.covariates, block, np.int32),
                 None if sizes is None else tf.constant(block.padded(sizes)),
                 seeds["noise"],
                 seeds["counts"],
