@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from cellgan.config.input import SplitParameters
 from cellgan.data.shards import read_shard
+from preprocessing.readers.cell_source import CellSource
 from preprocessing.splits import assign_splits
 from preprocessing.write_tfrecords import write_tfrecords
 from tests.data.test_records import manifest_of_reference
@@ -148,7 +149,7 @@ def write_records(
         index=expected["barcode"],
     )
     files = write_tfrecords(
-        ad.AnnData(sp.csr_matrix(counts), obs=obs),
+        CellSource.of_anndata(ad.AnnData(sp.csr_matrix(counts), obs=obs)),
         folder,
         label="cluster",
         record_values="normalized",
