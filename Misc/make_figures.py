@@ -20,7 +20,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cellgan.evaluation.figures.plots import save
+from cellgan.evaluation.figures.canvas import save
 from cellgan.experiment import Experiment
 
 FIGURES = Path(__file__).parent / "figures"

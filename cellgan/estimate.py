@@ -23,7 +23,7 @@ from cellgan.config.parameters import ExperimentParameters
 from cellgan.data.batches import CellBatch
 from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import ATAC, RNA, DatasetManifest
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures import maps
 from cellgan.generation.library_sizes import draw_library_sizes
 from cellgan.generation.pieces import MOST_VALUES, piece_size
 from cellgan.models.base import GenerationRequest, SolverSettings, TrainingStage
@@ -175,7 +175,7 @@ def estimate_maps(
     rng = np.random.default_rng(derive_seed(0, "made-up map"))
     points = rng.normal(size=(2 * n_cells, PROJECTED_COMPONENTS)).astype(np.float32)
     started = time.perf_counter()
-    plots.embed(points, method=training.embedding, seed=0, log_components=False)
+    maps.embed(points, method=training.embedding, seed=0, log_components=False)
     seconds = n_maps * (time.perf_counter() - started)
     return [StageEstimate(f"train, {n_maps:,} maps", 0, n_maps * MAP_BYTES, seconds)]
 

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from cellgan.cli import main
-from cellgan.evaluation.figures import plots
+from cellgan.training import validation
 from cellgan.training.loop import Schedule
 from tests.linear_stage import LinearStage
 from tests.training_run import (
@@ -216,15 +216,15 @@ def test_a_map_that_a_killed_run_had_not_drawn_is_drawn_on_resume(
     for name in ("whole", "killed"):
         file = write_parameters(tmp_path / name, "cscGAN", valid_cells=60, **plan)
         commands[name] = ["--param", str(file), "--process", "--train"]
-    draw = plots.embedding_figure
+    save = validation.save
 
-    def draw_until_killed(path, *args, **kwargs):
+    def save_until_killed(figure, path):
         if path.name == f"step_{step}.png":
             raise KilledError
-        draw(path, *args, **kwargs)
+        save(figure, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "embedding_figure", draw_until_killed)
+        patch.setattr(validation, "save", save_until_killed)
         with pytest.raises(KilledError):
             main(commands["killed"])
     job = tmp_path / "killed/pbmc/job"

@@ -12,8 +12,14 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from cellgan.composition.statistics import MEAN_PROFILE, TITLES, TRAINED
-from cellgan.evaluation.figures.canvas import GRID_COLOUR, Picture, png, shortened
-from cellgan.evaluation.figures.plots import GENERATED_COLOUR, REAL_COLOUR
+from cellgan.evaluation.figures.canvas import (
+    GENERATED_COLOUR,
+    GRID_COLOUR,
+    REAL_COLOUR,
+    Picture,
+    png,
+    shortened,
+)
 from cellgan.evaluation.report.tables import number
 
 COLOURS = colormaps["RdBu_r"]

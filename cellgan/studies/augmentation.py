@@ -42,7 +42,7 @@ from cellgan.evaluation.comparison.space import (
     fit_space,
     log_expression,
 )
-from cellgan.evaluation.figures.plots import save
+from cellgan.evaluation.figures.canvas import save
 from cellgan.experiment import Experiment
 from cellgan.files import write_json
 from cellgan.generation.files import read_processed

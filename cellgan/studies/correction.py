@@ -26,7 +26,8 @@ import scipy.sparse as sp
 
 from cellgan.data.cells import batch_of_rows
 from cellgan.data.manifest import RNA
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures import maps
+from cellgan.evaluation.figures.canvas import save
 from cellgan.evaluation.metrics.integration import (
     Integration,
     compared_cells,
@@ -141,14 +142,14 @@ def correct_cells(
             change_category(cells.obs, own, category, own.cat.categories)
     write_whole(path, frames)
     log.info("%s: corrected cells in %s", experiment.name, path)
-    maps = [
-        plots.embed(latents, method="tsne", seed=0, log_components=False)
+    points_of = [
+        maps.embed(latents, method="tsne", seed=0, log_components=False)
         for latents in points.values()
     ]
     for name in target:
         in_a_file_name = re.sub(r"[^\w.-]+", "_", name)
         file = path.with_name(f"{path.stem}_{in_a_file_name}.png")
-        plots.save(integration_figure(maps, columns[name], label, name), file)
+        save(integration_figure(points_of, columns[name], label, name), file)
         log.info("%s", file)
     return path
 

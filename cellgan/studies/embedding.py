@@ -27,7 +27,8 @@ from cellgan.data.batches import CellBatch
 from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
 from cellgan.errors import ConfigError
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures import maps
+from cellgan.evaluation.figures.canvas import save
 from cellgan.evaluation.figures.latents import latent_figure, loadings_figure
 from cellgan.evaluation.metrics.integration import compared_cells
 from cellgan.evaluation.metrics.reconstruction import (
@@ -370,13 +371,13 @@ def _write_beside(
             pd.DataFrame(loadings, index, factors).to_csv(temporary)
         # Normalisation gives rare genes loadings as large, of which little is known
         common = collected.common_genes
-        loadings_figure(
-            beside("loadings.png"),
+        figure = loadings_figure(
             loadings[common],
             [gene for gene, is_common in zip(genes, common, strict=True) if is_common],
             title=f"{title}: largest loadings of the {common.sum():,} genes that "
             f"{COMMON_SHARE:.0%} of the cells have",
         )
+        save(figure, beside("loadings.png"))
     rows = compared_cells(len(obs), seed=0)
     if len(rows) > FEWEST_MAPPED:
         shown = {
@@ -384,15 +385,15 @@ def _write_beside(
             for name in trained.manifest.covariates
             if name in obs and obs[name].nunique() <= MOST_COLOURS
         }
-        points = plots.embed(
+        points = maps.embed(
             collected.latent[rows], method="tsne", seed=0, log_components=False
         )
-        latent_figure(
-            beside("latents.png"),
+        figure = latent_figure(
             points,
             shown or {"cells": np.full(len(rows), "all")},
-            name=plots.METHOD_TITLES["tsne"],
+            name=maps.METHOD_TITLES["tsne"],
             title=f"{title}: latents of {kind}",
         )
+        save(figure, beside("latents.png"))
     for file in written:
         log.info("%s", file)

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from natsort import natsorted
 
 from cellgan.evaluation.comparison.space import Labels
-from cellgan.evaluation.figures.plots import (
+from cellgan.evaluation.figures.canvas import (
     GENERATED_COLOUR,
     REAL_COLOUR,
     category_colours,

@@ -19,7 +19,7 @@ import numpy as np
 from cellgan.data.manifest import RNA
 from cellgan.evaluation.comparison.pairs import make_pair
 from cellgan.evaluation.comparison.sides import Comparison, compare_experiment
-from cellgan.evaluation.figures.plots import save
+from cellgan.evaluation.figures.canvas import save
 from cellgan.evaluation.metrics import distribution, support, use
 from cellgan.evaluation.suite import covariate_agreements, make_sides
 from cellgan.generation.trained_model import TrainedModel, Wishes

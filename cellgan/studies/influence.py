@@ -19,7 +19,7 @@ import pandas as pd
 
 from cellgan.data.cells import batch_of_rows, name_frame
 from cellgan.data.manifest import RNA
-from cellgan.evaluation.figures.plots import save
+from cellgan.evaluation.figures.canvas import save
 from cellgan.files import replacing
 from cellgan.generation.files import read_processed
 from cellgan.generation.trained_model import TrainedModel, provenance

@@ -20,7 +20,8 @@ from sklearn.decomposition import PCA
 from cellgan.data.batches import CellBatch, evaluation_batches
 from cellgan.data.cells import cell_batch
 from cellgan.data.manifest import RNA, DatasetManifest
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures import maps
+from cellgan.evaluation.figures.canvas import save
 from cellgan.models.base import GenerationRequest, GenerativeModel, TrainingStage
 from cellgan.seeds import derive_seed
 from cellgan.training.summaries import RunLog
@@ -179,8 +180,7 @@ class Validation:
         is_conditional = self._experiment.parameters.model.knows_labels(self._manifest)
         method = self._experiment.parameters.training.embedding
         names = self._names(self._manifest.label) if is_conditional else None
-        plots.embedding_figure(
-            path,
+        figure = maps.embedding_figure(
             points[: len(points) // 2],
             points[len(points) // 2 :],
             names,
@@ -191,27 +191,28 @@ class Validation:
             categories=self._manifest.label_vocabulary.categories,
             title=f"{self._experiment.name}, step {step}: {what}",
         )
-        self._log.image(step, plots.METHOD_TITLES[method], path)
+        save(figure, path)
+        self._log.image(step, maps.METHOD_TITLES[method], path)
         return is_conditional
 
     def _draw_latents(self, step: int, latents: npt.NDArray[np.float32]) -> None:
         """Map latents once, and draw the map for every covariate."""
         method = self._experiment.parameters.training.embedding
-        coordinates = plots.embed(latents, method=method, seed=0, log_components=False)
+        coordinates = maps.embed(latents, method=method, seed=0, log_components=False)
         folder = self._experiment.embedding_folder
         conditions = self._experiment.parameters.model.conditions(self._manifest)
         for name in conditions or (None,):
             path = folder / f"latents_{name or 'all'}_step_{step}.png"
-            plots.map_figure(
-                path,
+            figure = maps.map_figure(
                 coordinates,
                 len(latents) // 2,
                 None if name is None else np.tile(self._names(name), 2),
-                name=plots.METHOD_TITLES[method],
+                name=maps.METHOD_TITLES[method],
                 categories=name and self._manifest.covariates[name].categories,
                 title=f"{self._experiment.name}, step {step}: latents"
                 + (f" by {name}" if name else ""),
             )
+            save(figure, path)
             self._log.image(step, f"latents/{name or 'all'}", path)
 
     def _names(self, covariate: str) -> npt.NDArray[np.str_]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from cellgan.evaluation.figures.plots import GENERATED_COLOUR, REAL_COLOUR
+from cellgan.files import replacing
 
+REAL_COLOUR = "#1f5fbf"
+GENERATED_COLOUR = "#d62728"
+LEGEND_ROWS = 30
 SIDE_COLOURS = (REAL_COLOUR, GENERATED_COLOUR)
 """Of held-out real and of generated cells, told apart by the colour-blind too."""
 SIDE_NAMES = ("real", "generated")
@@ -32,17 +37,16 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """Return a figure as PNG.
 
     All text is shown as it is: a label or gene may have dollar signs in its name,
     between which Matplotlib would read mathematics. Logarithmic axes therefore need
     `plain_numbers`.
     """
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
+    _show_as_it_is(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
@@ -85,3 +89,34 @@ def percent(share: float | None) -> str:
 def shortened(text: str, length: int) -> str:
     """Return a name that fits; the full one is in the alternative text."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure by temporary name and rename.
+
+    All text is shown as it is: a label or gene may have dollar signs in its name,
+    between which Matplotlib would read mathematics.
+    """
+    _show_as_it_is(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
+
+
+def _show_as_it_is(figure: Figure) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
+def marker_handle(marker: str, colour: Any, label: str) -> Line2D:
+    """Return a legend's marker; a ring for generated cells."""
+    fill = "none" if marker == "o" else colour
+    return Line2D(
+        [], [], linestyle="", marker=marker, color=colour, mfc=fill, label=label
+    )
+
+
+def category_colours(n: int) -> list[Any]:
+    """Return `n` colours that can be told apart as well as `n` allows."""
+    if n <= 20:
+        return list(colormaps["tab10" if n <= 10 else "tab20"](range(n)))
+    return list(colormaps["nipy_spectral"](np.linspace(0.04, 0.94, n)))

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from cellgan.evaluation.comparison.pairs import Pair
 from cellgan.evaluation.comparison.space import Floats, Labels
 from cellgan.evaluation.figures.canvas import (
+    GENERATED_COLOUR,
     GRID_COLOUR,
     SIDE_COLOURS,
     Picture,
@@ -23,7 +24,7 @@ from cellgan.evaluation.figures.canvas import (
     shortened,
     side_handles,
 )
-from cellgan.evaluation.figures.plots import GENERATED_COLOUR, METHOD_TITLES, embed
+from cellgan.evaluation.figures.maps import METHOD_TITLES, embed
 from cellgan.seeds import derive_seed
 
 MOST_MAPPED_CELLS = 1000

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +10,14 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from cellgan.evaluation.comparison.pairs import Pair, Side
-from cellgan.evaluation.comparison.space import Floats
+from cellgan.evaluation.comparison.space import (
+    Floats,
+)
 from cellgan.evaluation.figures.canvas import (
     GRID_COLOUR,
     SIDE_COLOURS,
@@ -28,11 +30,12 @@ from cellgan.evaluation.figures.canvas import (
     shortened,
     side_handles,
 )
-from cellgan.evaluation.figures.plots import correlation_figure
 
 N_CURVE_BINS = 16
 FEWEST_IN_BIN = 5
 N_CORRELATED_GENES = 80
+MOST_GENE_NAMES = 100
+GENE_NAMES_DPI = 150
 MOST_GIVEAWAY_GENES = 20
 
 
@@ -173,11 +176,8 @@ def correlation_picture(pair: Pair) -> Picture | None:
         np.asarray(np.corrcoef(side[:, varying], rowvar=False)) for side in values
     )
     columns = pair.frame.space.genes[varying]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "correlations.png"
-        names = [pair.frame.gene_names[column] for column in columns]
-        correlation_figure(path, real, made, names)
-        image = path.read_bytes()
+    names = [pair.frame.gene_names[column] for column in columns]
+    image = png(correlation_figure(real, made, names), dpi=GENE_NAMES_DPI)
     pairs = np.triu_indices(len(varying), 1)
     sizes = [np.abs(matrix[pairs]).mean() for matrix in (real, made)]
     return Picture(
@@ -236,3 +236,34 @@ def _draw_dumbbells(axes: Axes, genes: Sequence[Mapping[str, Any]], what: str) -
     axes.scatter(made, rows, s=22, c=made_colour)
     axes.grid(axis="x", color=GRID_COLOUR)
     axes.set_axisbelow(True)
+
+
+def correlation_figure(real: Floats, generated: Floats, genes: Sequence[str]) -> Figure:
+    """Draw gene-gene correlations: generated lower left, real upper right.
+
+    Parameters
+    ----------
+    real, generated
+        Correlation matrices ``(n_genes, n_genes)``, two or more genes. Genes are
+        arranged by hierarchical clustering of the real one.
+    genes
+        Gene names.
+    """
+    distances = squareform(1 - real, checks=False)
+    order = leaves_list(linkage(distances, "average", optimal_ordering=True))
+    arranged = np.ix_(order, order)
+    both = np.triu(real[arranged], 1) + np.tril(generated[arranged], -1)
+    np.fill_diagonal(both, np.nan)
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(both, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.set_title(f"Correlation of the {len(genes)} most variable genes")
+    axes.set(xlabel="generated (lower left)", ylabel="real (upper right)")
+    axes.yaxis.set_label_position("right")
+    named = order if len(genes) <= MOST_GENE_NAMES else order[:0]
+    names = [genes[index] for index in named]
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, labelsize=max(4, min(9, 400 // max(1, len(genes)))))
+    figure.colorbar(image, label="Pearson's correlation", shrink=0.7)
+    return figure

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from natsort import natsorted
 
-from cellgan.evaluation.figures.plots import save
+from cellgan.evaluation.figures.canvas import LEGEND_ROWS, category_colours
 
 PANEL_WIDTH = 2.6
 PANELS_IN_A_ROW = 5
@@ -21,23 +19,19 @@ N_TOP_GENES = 6
 """Genes shown at either end of a factor."""
 COLOURS = ("#b2182b", "#2166ac")
 """Of genes that a factor raises and lowers."""
-LEGEND_ROWS = 30
 
 
 def latent_figure(
-    path: Path,
     coordinates: npt.NDArray[np.floating[Any]],
     columns: Mapping[str, npt.NDArray[Any]],
     *,
     name: str,
     title: str,
-) -> None:
+) -> Figure:
     """Draw one map of cells for every column, in a colour for each of its values.
 
     Parameters
     ----------
-    path
-        File to write.
     coordinates
         In the plane, ``(n_cells, 2)``.
     columns
@@ -54,7 +48,7 @@ def latent_figure(
     order = np.random.default_rng(0).permutation(len(coordinates))
     for axes, (column, values) in zip(panels, columns.items(), strict=True):
         names = natsorted(set(values.tolist()))
-        colours = _colours(len(names))
+        colours = category_colours(len(names))
         codes = np.searchsorted(np.sort(names), values)
         by_sorted = [colours[names.index(each)] for each in sorted(names)]
         of_cells = [by_sorted[code] for code in codes[order]]
@@ -76,22 +70,19 @@ def latent_figure(
             fontsize=9,
         )
     figure.suptitle(title)
-    save(figure, path)
+    return figure
 
 
 def loadings_figure(
-    path: Path,
     loadings: npt.NDArray[np.floating[Any]],
     genes: Sequence[str],
     *,
     title: str,
-) -> None:
+) -> Figure:
     """Draw the genes with the largest loadings of every factor, of either sign.
 
     Parameters
     ----------
-    path
-        File to write.
     loadings
         ``(n_genes, n_latent)``.
     genes
@@ -120,7 +111,7 @@ def loadings_figure(
         axes.tick_params(axis="x", labelsize=7)
     figure.suptitle(title)
     figure.supxlabel("loading: added to the logit of a gene", fontsize=9)
-    save(figure, path)
+    return figure
 
 
 def top_genes(
@@ -143,12 +134,3 @@ def top_genes(
     if len(order) <= 2 * n_genes:
         return order
     return np.concatenate([order[:n_genes], order[-n_genes:]])
-
-
-def _colours(n: int) -> list[Any]:
-    """Return as many colours, told apart as well as can be."""
-    if n <= 10:
-        return [colormaps["tab10"](i) for i in range(n)]
-    if n <= 20:
-        return [colormaps["tab20"](i) for i in range(n)]
-    return [colormaps["turbo"](i / (n - 1)) for i in range(n)]

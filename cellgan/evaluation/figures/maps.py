@@ -7,42 +7,37 @@ after saving and no global state (backend, current figure) is touched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cellgan.evaluation.comparison.space import (
     N_COMPONENTS,
-    Floats,
     Labels,
     Matrix,
     dense,
 )
-from cellgan.files import replacing
+from cellgan.evaluation.figures.canvas import (
+    GENERATED_COLOUR,
+    LEGEND_ROWS,
+    REAL_COLOUR,
+    category_colours,
+    marker_handle,
+)
 
-REAL_COLOUR = "#1f5fbf"
-GENERATED_COLOUR = "#d62728"
-LEGEND_ROWS = 30
-MOST_GENE_NAMES = 100
 FEW_CELLS = 1000
 FEWEST_CELLS = 4  # that t-SNE and UMAP find neighbours among
 METHOD_TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
 
 
 def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map them)
-    path: Path,
     real: Matrix,
     generated: Matrix,
     real_labels: Labels | None = None,
@@ -53,7 +48,7 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
     log_components: bool = True,
     categories: Sequence[str] | None = None,
     title: str = "",
-) -> npt.NDArray[np.float32]:
+) -> Figure:
     """Map real and generated cells into the plane together, and draw the map.
 
     Real cells are "*", generated ones "o". With labels, each label has one colour for
@@ -61,8 +56,6 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
 
     Parameters
     ----------
-    path
-        File to write; its ending says the format (``.png``, ``.jpg``, ``.pdf``, ...).
     real, generated
         Cells on the same scale, ``(n, n_features)`` and ``(m, n_features)``.
     real_labels, generated_labels
@@ -80,18 +73,13 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
         next; by default the labels present, sorted.
     title
         Title of the figure.
-
-    Returns
-    -------
-    Coordinates ``(n + m, 2)``, real cells first.
     """
     cells = np.concatenate([dense(real), dense(generated)])
     coordinates = embed(cells, method=method, seed=seed, log_components=log_components)
     labels = None
     if real_labels is not None and generated_labels is not None:
         labels = np.concatenate([real_labels, generated_labels])
-    map_figure(
-        path,
+    return map_figure(
         coordinates,
         real.shape[0],
         labels,
@@ -99,11 +87,9 @@ def embedding_figure(  # noqa: PLR0913  (two sides with labels, and how to map t
         categories=categories,
         title=title,
     )
-    return coordinates
 
 
 def map_figure(
-    path: Path,
     coordinates: npt.NDArray[np.float32],
     n_real: int,
     labels: Labels | None,
@@ -111,13 +97,11 @@ def map_figure(
     name: str,
     categories: Sequence[str] | None = None,
     title: str = "",
-) -> None:
+) -> Figure:
     """Draw a map of real and generated cells: see `embedding_figure`.
 
     Parameters
     ----------
-    path
-        File to write.
     coordinates
         In the plane, ``(n_cells, 2)``, of `n_real` real cells and then generated ones.
     labels
@@ -145,7 +129,7 @@ def map_figure(
         frameon=False,
         fontsize=9,
     )
-    save(figure, path)
+    return figure
 
 
 def embed(
@@ -185,61 +169,14 @@ def _two_components(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.pad(components, padding).astype(np.float32)
 
 
-def correlation_figure(
-    path: Path, real: Floats, generated: Floats, genes: Sequence[str]
-) -> None:
-    """Draw gene-gene correlations: generated lower left, real upper right.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    real, generated
-        Correlation matrices ``(n_genes, n_genes)``, two or more genes. Genes are
-        arranged by hierarchical clustering of the real one.
-    genes
-        Gene names.
-    """
-    distances = squareform(1 - real, checks=False)
-    order = leaves_list(linkage(distances, "average", optimal_ordering=True))
-    arranged = np.ix_(order, order)
-    both = np.triu(real[arranged], 1) + np.tril(generated[arranged], -1)
-    np.fill_diagonal(both, np.nan)
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(both, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    axes.set_title(f"Correlation of the {len(genes)} most variable genes")
-    axes.set(xlabel="generated (lower left)", ylabel="real (upper right)")
-    axes.yaxis.set_label_position("right")
-    named = order if len(genes) <= MOST_GENE_NAMES else order[:0]
-    names = [genes[index] for index in named]
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(length=0, labelsize=max(4, min(9, 400 // max(1, len(genes)))))
-    figure.colorbar(image, label="Pearson's correlation", shrink=0.7)
-    save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure by temporary name and rename.
-
-    All text is shown as it is: a label or gene may have dollar signs in its name,
-    between which Matplotlib would read mathematics.
-    """
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
-
-
 def _draw_sides(
     axes: Axes, coordinates: npt.NDArray[np.float32], is_real: npt.NDArray[np.bool_]
 ) -> list[Line2D]:
     _scatter(axes, coordinates[is_real], "*", REAL_COLOUR)
     _scatter(axes, coordinates[~is_real], "o", GENERATED_COLOUR)
     return [
-        _handle("*", REAL_COLOUR, "real"),
-        _handle("o", GENERATED_COLOUR, "generated"),
+        marker_handle("*", REAL_COLOUR, "real"),
+        marker_handle("o", GENERATED_COLOUR, "generated"),
     ]
 
 
@@ -255,9 +192,9 @@ def _draw_labels(
     _scatter(axes, coordinates[is_real], "*", of_each[is_real])
     _scatter(axes, coordinates[~is_real], "o", of_each[~is_real])
     return [
-        _handle("*", "0.3", "real"),
-        _handle("o", "0.3", "generated"),
-        *(_handle("s", colour, str(label)) for label, colour in colours.items()),
+        marker_handle("*", "0.3", "real"),
+        marker_handle("o", "0.3", "generated"),
+        *(marker_handle("s", colour, str(label)) for label, colour in colours.items()),
     ]
 
 
@@ -270,17 +207,3 @@ def _scatter(
     else:
         style = {"s": 16, "facecolors": "none", "edgecolors": colour, "alpha": 0.8}
     axes.scatter(*coordinates.T, marker=marker, rasterized=True, **style)
-
-
-def _handle(marker: str, colour: Any, label: str) -> Line2D:
-    fill = "none" if marker == "o" else colour
-    return Line2D(
-        [], [], linestyle="", marker=marker, color=colour, mfc=fill, label=label
-    )
-
-
-def category_colours(n: int) -> list[Any]:
-    """Return `n` colours that can be told apart as well as `n` allows."""
-    if n <= 20:
-        return list(colormaps["tab10" if n <= 10 else "tab20"](range(n)))
-    return list(colormaps["nipy_spectral"](np.linspace(0.04, 0.94, n)))

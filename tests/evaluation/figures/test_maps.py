@@ -11,16 +11,9 @@ from matplotlib.text import Text
 from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_score
 
-from cellgan.evaluation.figures import plots
+from cellgan.evaluation.figures import genes, maps
+from cellgan.evaluation.figures.canvas import save
 from tests.synthetic import make_cells
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """Collect the figures that are drawn, in place of saving them."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    return figures
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +28,20 @@ def halves():
 
 def fast_embedding(monkeypatch) -> None:
     """Draw the first two values of every cell in place of a map that takes seconds."""
-    monkeypatch.setattr(plots, "embed", lambda cells, **options: cells[:, :2])
+    monkeypatch.setattr(maps, "embed", lambda cells, **options: cells[:, :2])
 
 
-def test_embedding_figure_writes_an_image_and_returns_real_then_generated(
-    tmp_path, halves
+@pytest.mark.parametrize(
+    ("name", "start"), [("maps/map.png", b"\x89PNG"), ("map.jpg", b"\xff\xd8\xff")]
+)
+def test_figure_is_saved_whole_in_the_format_of_its_name(
+    tmp_path, monkeypatch, halves, name, start
 ):
-    cells, labels = halves
-    path = tmp_path / "maps" / "map.png"
-    coordinates = plots.embedding_figure(path, *cells, *labels, seed=0)
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert coordinates.shape == (160, 2)
-    assert silhouette_score(coordinates, np.concatenate(labels)) > 0.5
-
-
-def test_embedding_figure_takes_the_format_from_the_name(tmp_path, monkeypatch, halves):
     fast_embedding(monkeypatch)
-    path = tmp_path / "map.jpg"
-    plots.embedding_figure(path, *halves[0], *halves[1], seed=0)
-    assert path.read_bytes().startswith(b"\xff\xd8\xff")
+    path = tmp_path / name
+    save(maps.embedding_figure(*halves[0], *halves[1], seed=0), path)
+    assert path.read_bytes().startswith(start)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_embedding_figure_leaves_pyplot_and_backend_alone(
@@ -62,15 +49,14 @@ def test_embedding_figure_leaves_pyplot_and_backend_alone(
 ):
     fast_embedding(monkeypatch)
     before = (mpl.rcParams["backend"], plt.get_fignums())
-    plots.embedding_figure(tmp_path / "map.png", *halves[0], *halves[1], seed=0)
+    save(maps.embedding_figure(*halves[0], *halves[1], seed=0), tmp_path / "map.png")
     assert (mpl.rcParams["backend"], plt.get_fignums()) == before
 
 
 def test_embedding_is_the_same_for_the_same_seed(halves):
     cells = np.vstack([side.toarray() for side in halves[0]])
     first, again = (
-        plots.embed(cells, method="tsne", seed=1, log_components=False)
-        for _ in range(2)
+        maps.embed(cells, method="tsne", seed=1, log_components=False) for _ in range(2)
     )
     np.testing.assert_array_equal(first, again)
 
@@ -78,7 +64,7 @@ def test_embedding_is_the_same_for_the_same_seed(halves):
 @pytest.mark.slow
 def test_umap_separates_the_clusters(halves):
     cells = np.vstack([side.toarray() for side in halves[0]])
-    coordinates = plots.embed(cells, method="umap", seed=0, log_components=True)
+    coordinates = maps.embed(cells, method="umap", seed=0, log_components=True)
     assert silhouette_score(coordinates, np.concatenate(halves[1])) > 0.5
 
 
@@ -89,7 +75,7 @@ def test_embedding_is_the_principal_components_when_cells_are_very_few(
     n_cells, method, log_components
 ):
     cells = np.random.default_rng(0).poisson(2.0, (n_cells, 5)).astype(np.float32)
-    points = plots.embed(cells, method=method, seed=0, log_components=log_components)
+    points = maps.embed(cells, method=method, seed=0, log_components=log_components)
     values = np.log1p(cells) if log_components else cells
     # two components hold all of three cells: the map turns them, and loses nothing
     assert points.shape == (n_cells, 2)
@@ -100,7 +86,7 @@ def test_embedding_is_the_principal_components_when_cells_are_very_few(
 
 def test_embedding_pads_with_zeros_when_there_is_one_gene():
     cells = np.array([[1.0], [3.0], [8.0]], np.float32)
-    points = plots.embed(cells, method="tsne", seed=0, log_components=False)
+    points = maps.embed(cells, method="tsne", seed=0, log_components=False)
     np.testing.assert_allclose(np.abs(points), [[3, 0], [1, 0], [4, 0]], atol=1e-5)
 
 
@@ -109,22 +95,20 @@ def test_embedding_pads_with_zeros_when_there_is_one_gene():
 )
 def test_embedding_maps_the_fewest_cells_that_both_methods_take(method):
     cells = np.random.default_rng(0).poisson(2.0, (4, 5)).astype(np.float32)
-    points = plots.embed(cells, method=method, seed=0, log_components=True)
+    points = maps.embed(cells, method=method, seed=0, log_components=True)
     assert points.shape == (4, 2)
     assert np.isfinite(points).all()
 
 
 @pytest.mark.parametrize("n_labels", [3, 10, 20, 35])
 def test_embedding_figure_gives_each_label_one_colour_for_both_sides(
-    drawn, monkeypatch, tmp_path, n_labels
+    monkeypatch, n_labels
 ):
     fast_embedding(monkeypatch)
     labels = np.array([f"type {code:02}" for code in range(n_labels)])
     cells = np.random.default_rng(0).normal(size=(n_labels, 2))
-    plots.embedding_figure(
-        tmp_path / "map.png", cells, cells, labels, labels[::-1], seed=0
-    )
-    real, generated = drawn[0].axes[0].collections
+    figure = maps.embedding_figure(cells, cells, labels, labels[::-1], seed=0)
+    real, generated = figure.axes[0].collections
     colours = real.get_facecolors()[:, :3]
     rings = generated.get_edgecolors()[:, :3]
     np.testing.assert_array_equal(colours, rings[::-1])
@@ -132,43 +116,35 @@ def test_embedding_figure_gives_each_label_one_colour_for_both_sides(
     assert len(generated.get_facecolors()) == 0
 
 
-def test_embedding_figure_keeps_colours_when_a_label_is_absent(
-    drawn, monkeypatch, tmp_path
-):
+def test_embedding_figure_keeps_colours_when_a_label_is_absent(monkeypatch):
     fast_embedding(monkeypatch)
-    cells = np.zeros((1, 2))
-    for categories in (["a", "b", "c"], ["c"]):
-        plots.embedding_figure(
-            tmp_path / "map.png",
-            cells,
-            cells,
-            np.array(["c"]),
-            np.array(["c"]),
-            seed=0,
-            categories=categories,
+    cells, labels = np.zeros((1, 2)), np.array(["c"])
+    figures = (
+        maps.embedding_figure(
+            cells, cells, labels, labels, seed=0, categories=categories
         )
+        for categories in (["a", "b", "c"], ["c"])
+    )
     among_three, alone = (
-        tuple(figure.axes[0].collections[0].get_facecolors()[0]) for figure in drawn
+        tuple(figure.axes[0].collections[0].get_facecolors()[0]) for figure in figures
     )
     assert among_three != alone
 
 
 def test_embedding_figure_names_every_label_and_both_sides_in_the_legend(
-    drawn, monkeypatch, tmp_path, halves
+    monkeypatch, halves
 ):
     fast_embedding(monkeypatch)
     cells, labels = halves
-    plots.embedding_figure(tmp_path / "map.png", *cells, *labels, seed=0)
-    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    figure = maps.embedding_figure(*cells, *labels, seed=0)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["real", "generated", "type A", "type B", "type C"]
 
 
-def test_embedding_figure_is_blue_and_red_without_labels(
-    drawn, monkeypatch, tmp_path, halves
-):
+def test_embedding_figure_is_blue_and_red_without_labels(monkeypatch, halves):
     fast_embedding(monkeypatch)
-    plots.embedding_figure(tmp_path / "map.png", *halves[0], seed=0)
-    real, generated = drawn[0].axes[0].collections
+    figure = maps.embedding_figure(*halves[0], seed=0)
+    real, generated = figure.axes[0].collections
     red, _, blue, _ = real.get_facecolors()[0]
     assert blue > red
     red, _, blue, _ = generated.get_edgecolors()[0]
@@ -188,13 +164,13 @@ def mapped(monkeypatch) -> list[np.ndarray]:
             given.append(cells)
             return cells[:, :2]
 
-    monkeypatch.setattr(plots, "TSNE", Recorder)
+    monkeypatch.setattr(maps, "TSNE", Recorder)
     return given
 
 
 def test_embedding_maps_50_components_of_log_values(mapped, halves):
     cells = halves[0][0].toarray()
-    plots.embed(cells, method="tsne", seed=0, log_components=True)
+    maps.embed(cells, method="tsne", seed=0, log_components=True)
     logged = np.log1p(cells) - np.log1p(cells).mean(axis=0)
     lengths = np.linalg.svd(logged, compute_uv=False)[:50]
     np.testing.assert_allclose(np.linalg.norm(mapped[0], axis=0), lengths, rtol=1e-2)
@@ -202,16 +178,13 @@ def test_embedding_maps_50_components_of_log_values(mapped, halves):
 
 def test_embedding_maps_values_as_they_are_when_told(mapped, halves):
     cells = halves[0][0].toarray()
-    plots.embed(cells, method="tsne", seed=0, log_components=False)
+    maps.embed(cells, method="tsne", seed=0, log_components=False)
     np.testing.assert_array_equal(mapped[0], cells)
 
 
-def test_correlation_figure_has_generated_lower_left_and_real_upper_right(
-    drawn, tmp_path
-):
+def test_correlation_figure_has_generated_lower_left_and_real_upper_right():
     real = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
-    plots.correlation_figure(tmp_path / "c.png", real, -real, ["x", "y", "z"])
-    axes = drawn[0].axes[0]
+    axes = genes.correlation_figure(real, -real, ["x", "y", "z"]).axes[0]
     shown = np.asarray(axes.images[0].get_array())
     names = [text.get_text() for text in axes.get_yticklabels()]
     order = ["xyz".index(name) for name in names]
@@ -225,13 +198,13 @@ def test_correlation_figure_has_generated_lower_left_and_real_upper_right(
 NOT_MATHEMATICS = ("CD4$^{hi$", "$x^2$ and $y$")
 
 
-def draw_embedding(path, text):
+def draw_embedding(text):
     cells, labels = np.eye(2), np.array([text, "other"])
-    plots.embedding_figure(path, cells, cells, labels, labels, seed=0, title=text)
+    return maps.embedding_figure(cells, cells, labels, labels, seed=0, title=text)
 
 
-def draw_correlations(path, text):
-    plots.correlation_figure(path, np.eye(2), np.eye(2), [text, "other"])
+def draw_correlations(text):
+    return genes.correlation_figure(np.eye(2), np.eye(2), [text, "other"])
 
 
 @pytest.mark.parametrize("text", NOT_MATHEMATICS)
@@ -242,7 +215,7 @@ def test_figure_shows_text_as_it_is_when_it_has_dollar_signs(
     fast_embedding(monkeypatch)
     savefig = create_autospec(Figure.savefig, side_effect=Figure.savefig)
     monkeypatch.setattr(Figure, "savefig", savefig)
-    draw(tmp_path / "figure.png", text)
+    save(draw(text), tmp_path / "figure.png")
     figure = savefig.call_args.args[0]
     shown = [found for found in figure.findobj(Text) if found.get_text() == text]
     assert len(shown) >= 2  # title and legend, or the ticks of both axes
@@ -253,6 +226,6 @@ def test_figure_is_not_left_half_written_when_saving_fails(tmp_path):
     path = tmp_path / "figure.png"
     path.write_bytes(b"earlier")
     with pytest.raises(ValueError, match="not supported"):
-        plots.save(Figure(), path.with_suffix(".docx"))
+        save(Figure(), path.with_suffix(".docx"))
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_bytes() == b"earlier"
