@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from cellgan import queue
 from cellgan.actions.base import Action, flag
 from cellgan.actions.evaluate import evaluate_cells_of_files
-from cellgan.actions.parsing import arguments_of_each, parse, wanted_actions
+from cellgan.actions.parsing import arguments_of_each, wanted_actions
 from cellgan.actions.perform import run_actions
+from cellgan.actions.verbs import parse
 from cellgan.errors import CellganError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:

@@ -51,6 +51,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, An
     for action in actions():
         kind = type(action)
         monkeypatch.setattr(kind, "ability", None)
+        monkeypatch.setattr(kind, "needs_training", False)
         monkeypatch.setattr(kind, "prepare", lambda _self, _one, options: options)
         monkeypatch.setattr(
             kind, "run", lambda self, one, options: record(self.name, one, options)
@@ -304,7 +305,32 @@ WRONG = {
         ["interpolate", "{file}", "A"],
         r"interpolate: behind the parameter file, expected FROM TO, found A",
     ),
-    "verb without a file": (["train"], r"--param is missing"),
+    "verb without a file": (["train"], r"train: the parameter file is missing"),
+    "verb without its file": (["correct", "a=1"], r"a=1 found, expected the parameter"),
+    "wrong verb": (
+        ["proces", "{file}"],
+        r'no action "proces"\. Did you mean "process"',
+    ),
+    "option of another verb": (
+        ["process", "{file}", "--cells_no", "5"],
+        r"process: --cells_no is no option of it; it goes with generate, interpolate",
+    ),
+    "option of no verb": (
+        ["process", "{file}", "--overwite"],
+        r'no option "--overwite"\. Did you mean "--overwrite"',
+    ),
+    "folder for a verb that needs the file": (
+        ["train", "{folder}"],
+        r"is a folder\. Give the parameter file; a folder does for generate",
+    ),
+    "experiment of a folder": (
+        ["generate", "{folder}", "--experiment", "one"],
+        r"--experiment chooses from a parameter file",
+    ),
+    "parameters among generated cells": (
+        ["evaluate", "{file}", "--real", "a.h5ad"],
+        r"is a parameter file, but with --real",
+    ),
     "weights of no file": (
         ["--param", "{file}", "--import-weights", "cfgen"],
         r"--import-weights takes a family and files",
@@ -370,7 +396,8 @@ def test_wrong_option_is_one_clear_message(
     arguments: list[str],
     message: str,
 ) -> None:
-    code = run(*(text.format(file=parameter_file) for text in arguments))
+    places = {"file": parameter_file, "folder": parameter_file.parent}
+    code = run(*(text.format(**places) for text in arguments))
 
     error = capsys.readouterr().err
     assert code == 2

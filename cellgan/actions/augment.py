@@ -39,7 +39,8 @@ class Augment(Action):
                 "nargs": "+",
                 "type": float,
                 "metavar": "F",
-                "help": "shares of LABEL's training cells to keep, e.g. 0.05 0.01",
+                "help": "needed: shares of LABEL's training cells to keep, e.g. 0.05 "
+                "0.01",
             },
         ),
         Option(

@@ -56,6 +56,8 @@ class Action(abc.ABC):
     """Whether the folder of a trained experiment will do, without a parameter file."""
     is_for_studies: ClassVar[bool] = False
     """Whether a composition study as a whole can be asked for it."""
+    needs_training: ClassVar[bool] = False
+    """Whether it asks a trained model."""
     goes_alone: ClassVar[str] = ""
     """Why no other action goes with it; empty where others do."""
     is_for_one: ClassVar[str] = ""

@@ -36,6 +36,7 @@ class Correct(Action):
     """Move the processed cells to other categories."""
 
     name = "correct"
+    needs_training = True
     help = "batch correction: move the processed cells to this category"
     takes = types.MappingProxyType({"nargs": "+", "metavar": "COVARIATE=VALUE"})
     options = (SEED, GUIDANCE, *SOLVER, SAVE_PATH)

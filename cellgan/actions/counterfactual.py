@@ -33,6 +33,7 @@ class Counterfactual(Action):
     """Edit cells to other categories."""
 
     name = "counterfactual"
+    needs_training = True
     help = "edit cells to these categories, with what each head adds"
     takes = types.MappingProxyType({"nargs": "+", "metavar": "FIELD=VALUE"})
     options = (INPUT, SEED, SAVE_PATH)

@@ -39,6 +39,7 @@ class Embed(Action):
     """Write cells with their latents and reconstructions."""
 
     name = "embed"
+    needs_training = True
     help = (
         "cells with their latents; of models that decode them also what they make of "
         "them, how well, and the loadings of genes"

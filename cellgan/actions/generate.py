@@ -78,6 +78,7 @@ class Generate(Action):
     """Make cells; what is not given is as the parameters say."""
 
     name = "generate"
+    needs_training = True
     help = "make cells with the trained model"
     options = (
         *(CELLS_NO, SEED, CONDITION, REQUESTS, GUIDANCE, LIBRARY_SIZE, LATENTS),

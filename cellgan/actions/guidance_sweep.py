@@ -17,6 +17,7 @@ class GuidanceSweep(Action):
     """Compare cells generated with several guidance scales."""
 
     name = "guidance-sweep"
+    needs_training = True
     help = "compare cells generated with several guidance scales"
     options = (SEED, *SOLVER)
 

@@ -15,6 +15,7 @@ class Influence(Action):
     """Tell how much each covariate contributes to cells, and to which genes."""
 
     name = "influence"
+    needs_training = True
     help = "what each covariate contributes: tables, loadings, a plot"
     ability = ("is_additive", "is no sum of what covariates add")
 

@@ -41,6 +41,7 @@ class Interpolate(Action):
     """Make cells between two labels."""
 
     name = "interpolate"
+    needs_training = True
     help = "make cells between two labels"
     takes = types.MappingProxyType({"nargs": 2, "metavar": ("FROM", "TO")})
     options = (

@@ -13,7 +13,8 @@ from cellgan.actions.base import Action, Option, flag
 from cellgan.errors import ConfigError
 
 EPILOG = """\
-Of one action alone: cellgan ACTION --help
+Every action is a verb too, behind which its file and what it takes are given:
+cellgan VERB FILE ...; of one alone: cellgan VERB --help
 
 examples:
   cellgan --param parameters.json --process --train --generate --evaluate
@@ -29,11 +30,8 @@ examples:
 """
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line: flags, or an action as a verb with what it is for."""
-    verbs = {action.name: action for action in actions()}
-    if arguments and arguments[0] in verbs:
-        return _parse_verb(verbs[arguments[0]], arguments[1:])
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read a command line of flags."""
     return _parser().parse_args(arguments)
 
 
@@ -99,7 +97,7 @@ def arguments_of_each(
     asked = {action.attribute: getattr(options, action.attribute) for action in wanted}
     asked |= {
         option.name: getattr(options, option.name)
-        for option in _all_options()
+        for option in all_options()
         if option.is_given(options)
     }
     for name, value in asked.items():
@@ -110,13 +108,14 @@ def arguments_of_each(
     return arguments
 
 
-def _all_options() -> tuple[Option, ...]:
+def all_options() -> tuple[Option, ...]:
     """Return every option of an action, once."""
     options = (option for action in actions() for option in action.options)
     return tuple({option.name: option for option in options}.values())
 
 
-def _owners(option: Option) -> list[Action]:
+def owners_of(option: Option) -> list[Action]:
+    """Return the actions that an option goes with."""
     return [each for each in actions() if option.name in (o.name for o in each.options)]
 
 
@@ -126,10 +125,10 @@ def _files_of_others(options: argparse.Namespace) -> bool:
 
 def _check_owners(options: argparse.Namespace, wanted: Sequence[Action]) -> None:
     """Refuse an option without its action, and one that would be of several."""
-    for option in _all_options():
+    for option in all_options():
         if not option.is_given(options):
             continue
-        owners = _owners(option)
+        owners = owners_of(option)
         present = [action for action in owners if action in wanted]
         if option.name == "seed" and _files_of_others(options):
             continue
@@ -159,71 +158,8 @@ def _check_folder(options: argparse.Namespace, wanted: Sequence[Action]) -> None
         raise ConfigError(msg)
 
 
-def _parse_verb(action: Action, arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of one action: what it is for, then its own words."""
-    parser = argparse.ArgumentParser(
-        prog=f"cellgan {action.name}",
-        description=_description(action),
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    purpose = "a parameter file"
-    if action.is_for_folders:
-        purpose += ", or the folder of a trained experiment"
-    if action.name == "evaluate":
-        purpose += "; with --real, the files of generated cells"
-    taken = _taken(action) and f"; then {_taken(action)}"
-    add("files", nargs="*", metavar="FILE", help=purpose + taken)
-    _add_experiment(parser)
-    for option in (*action.options, *action.verb_options):
-        add(flag(option.name), **option.settings)
-    given = parser.parse_intermixed_args(arguments)
-    options = defaults(**vars(given))
-    words = list(given.files)
-    del options.files
-    if action.name == "evaluate" and options.real is not None:
-        options.generated = [*(options.generated or []), *map(Path, words)] or None
-        options.evaluate = True
-        return options
-    if words:
-        place = Path(words.pop(0))
-        is_folder = place.is_dir()
-        setattr(options, "model_path" if is_folder else "param", place)
-    setattr(options, action.attribute, _own_value(action, words))
-    return options
-
-
-def _description(action: Action) -> str:
-    text = f"{action.help[0].upper()}{action.help[1:]}."
-    if action.ability is None:
-        return text
-    from cellgan.config.model_types import types_with
-
-    return f"{text} Model types for it: {', '.join(types_with(action.ability[0]))}."
-
-
-def _taken(action: Action) -> str:
-    metavar = action.takes.get("metavar", "")
-    return metavar if isinstance(metavar, str) else " ".join(metavar)
-
-
-def _own_value(action: Action, words: list[str]) -> Any:
-    """Return what the action's flag would have, of the words behind the file."""
-    number = action.takes.get("nargs", 0 if "action" in action.takes else 1)
-    is_right = len(words) >= 1 if number == "+" else len(words) == number
-    if not is_right:
-        wanted = _taken(action) or "nothing"
-        msg = (
-            f"{action.name}: behind the parameter file, expected {wanted}, found "
-            f"{' '.join(words) or 'nothing'}. See cellgan {action.name} --help."
-        )
-        raise ConfigError(msg)
-    if number == 0:
-        return True
-    return words[0] if number == 1 else words
-
-
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses from a parameter file."""
     parser.add_argument(
         "--experiment",
         nargs="+",
@@ -245,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--version", action="version", version=f"cellgan {__version__}")
     add("--param", type=Path, metavar="FILE", help="parameter file (JSON)")
-    _add_experiment(parser)
+    add_experiment(parser)
     add("--print-config", action="store_true", help="print all parameters and stop")
     add("--model_path", type=Path, metavar="DIR", help="folder of a trained experiment")
     shared = []
@@ -256,13 +192,13 @@ def _parser() -> argparse.ArgumentParser:
             **{"dest": action.attribute, "help": action.help, **action.takes},
         )
         for option in action.options:
-            if len(_owners(option)) == 1:
+            if len(owners_of(option)) == 1:
                 group.add_argument(flag(option.name), **option.settings)
             elif option not in shared:
                 shared.append(option)
     group = parser.add_argument_group("of several actions")
     for option in shared:
-        owners = ", ".join(action.name for action in _owners(option))
+        owners = ", ".join(action.name for action in owners_of(option))
         settings = {**option.settings, "help": f"{option.settings['help']} [{owners}]"}
         group.add_argument(flag(option.name), **settings)
     return parser

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cellgan.actions import actions
 from cellgan.actions.base import Action, flag
 from cellgan.actions.parsing import defaults
+from cellgan.errors import CheckpointError
 
 if TYPE_CHECKING:
     from cellgan.experiment import Experiment
@@ -61,5 +62,8 @@ def run_actions(
             action.prepare(experiment, options)
     code = 0
     for action in wanted:
+        if action.needs_training and not experiment.has_checkpoint:
+            msg = f"{experiment.job_folder}: no checkpoint found. Run --train first."
+            raise CheckpointError(msg)
         code = action.run(experiment, action.prepare(experiment, options)) or code
     return code
