@@ -18,7 +18,7 @@ from tests.stored import stored_arrays
 
 FRESH_PROCESS = """
 import hashlib, numpy as np
-from cellgan.config.parameters import SplitParameters
+from cellgan.config.input import SplitParameters
 from preprocessing.splits import assign_splits
 codes = np.arange(500) % 7
 split = SplitParameters(valid_cells=100, test_cells=50, split_seed=3)
