@@ -271,7 +271,10 @@ def test_interpolation_may_start_from_real_cells(
         ),
         (["type A", "type B", "--init-step", "100"], "--init-step: 100 found, but the"),
         (["type A", "type B", "--cells_no", "1", "2"], "with --interpolate, give one"),
-        (["type A", "type B", "--generate"], "run them one after the other"),
+        (
+            ["type A", "type B", "--generate", "--cells_no", "5"],
+            "--cells_no would be of --generate and of --interpolate: run them one",
+        ),
     ],
 )
 def test_wrong_interpolation_is_answered_in_one_message(
