@@ -76,7 +76,7 @@ def test_variable_genes_equal_the_original(golden, n_chosen) -> None:
 
     expected = golden["out/hvg_normalized_dispersion"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    mask = golden["out/hvg15_mask"]
+    mask = golden[f"out/{CHOSEN}_mask"]
     np.testing.assert_array_equal(most_dispersed_genes(observed, n_chosen), mask)
 
 
